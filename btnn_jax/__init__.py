@@ -1,0 +1,1 @@
+"""Auxiliary tasks, noise and memory for reinforcement-learning agents in JAX."""

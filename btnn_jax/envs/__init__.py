@@ -1,0 +1,1 @@
+"""Environments: the protocol, the adapter to gymnax, and probes that isolate one ability each."""

@@ -1,0 +1,1 @@
+"""Training: rollout, train step, checkpoints and metrics."""
