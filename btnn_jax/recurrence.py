@@ -1,0 +1,178 @@
+"""The LSTM over time as one pure function with its own gradient.
+
+Everything that does not depend on the previous step is taken out of the loop: the input product runs once over all
+`T * B` rows before the forward scan, the weight gradients run once over all rows after the backward scan. What stays
+in the loop is one recurrent product per step and element-wise arithmetic.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+LSTMState = tuple[Array, Array]  # cell and hidden state (c, h), each [B, H]
+Gates = tuple[Array, Array, Array, Array]  # i, j, f, o, each [..., H]
+
+
+def lstm(
+    x: Array,
+    kernel: Array,
+    bias: Array,
+    state: LSTMState,
+    *,
+    resets: Array | None = None,
+    lengths: Array | None = None,
+    forget_bias: float = 1.0,
+) -> tuple[Array, LSTMState]:
+    """Runs a long short-term memory over a time-major batch of sequences.
+
+    With `i, j, f, o = split([x_t, h_{t-1}] @ kernel + bias)`:
+
+        c_t = sigmoid(f + forget_bias) * c_{t-1} + sigmoid(i) * tanh(j)
+        h_t = sigmoid(o) * tanh(c_t)
+
+    Gers, Schmidhuber, Cummins: Learning to Forget (2000), section 3. The gates are in the order of TensorFlow's
+    `BasicLSTMCell`, so its kernel and bias fit as they are.
+
+    Products run in the type of `x`; the state, gates and sums are at least float32. The gradient is reverse-mode
+    only; none of it crosses a reset.
+
+    Args:
+      x: inputs `[T, B, D]`.
+      kernel: `[D + H, 4 * H]`, rows are input then hidden, columns the gates i, j, f, o.
+      bias: `[4 * H]`.
+      state: `(c, h)` before the first step, each `[B, H]`.
+      resets: bool `[T, B]`; `resets[t]` zeroes the state before step t.
+      lengths: int `[B]`; from step `lengths[b]` on, outputs are 0 and the state stays, resets included.
+      forget_bias: added to the forget gate before its sigmoid.
+
+    Returns:
+      Outputs `[T, B, H]` in the type of `x`, and the state `(c, h)` after the last step.
+
+    Raises:
+      ValueError: if a shape does not fit `x` and `state`.
+
+    >>> x, state = jnp.ones([5, 2, 3]), (jnp.zeros([2, 4]), jnp.zeros([2, 4]))
+    >>> y, (c, h) = lstm(x, jnp.zeros([3 + 4, 4 * 4]), jnp.zeros(4 * 4), state)
+    >>> y.shape, h.shape
+    ((5, 2, 4), (2, 4))
+    """
+    _check_shapes(x, kernel, bias, state, resets, lengths)
+    T, H = x.shape[0], state[1].shape[-1]
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    c, h = (s.astype(wide) for s in state)
+    bias = bias.astype(wide) + jnp.repeat(jnp.array([0, 0, forget_bias, 0], wide), H)
+    running = None
+    if lengths is not None:
+        running = jnp.arange(T, dtype=lengths.dtype)[:, None] < lengths[None, :]
+        resets = None if resets is None else resets & running
+    return _lstm(x, kernel.astype(x.dtype), bias, c, h, resets, running)
+
+
+def _check_shapes(x, kernel, bias, state, resets, lengths):
+    if x.ndim != 3:
+        raise ValueError(f"x must be time-major [T, B, D], got shape {x.shape}")
+    T, B, D = x.shape
+    H = state[1].shape[-1]
+    wanted = {
+        "c": (state[0], (B, H)),
+        "h": (state[1], (B, H)),
+        "kernel": (kernel, (D + H, 4 * H)),
+        "bias": (bias, (4 * H,)),
+        "resets": (resets, (T, B)),
+        "lengths": (lengths, (B,)),
+    }
+    for name, (array, shape) in wanted.items():
+        if array is not None and array.shape != shape:
+            raise ValueError(f"{name} must have shape {shape} for x {x.shape} and hidden size {H}, got {array.shape}")
+
+
+def _product(a: Array, b: Array, wide: jnp.dtype) -> Array:
+    return jnp.matmul(a, b, preferred_element_type=wide)
+
+
+def _columns(reset: Array | None) -> Array | None:
+    return None if reset is None else reset[..., None]
+
+
+def _forward(x, kernel, bias, c, h, resets, running, *, keep: bool):
+    """Runs the cell over time; with `keep` also returns what the backward pass reads."""
+    D, dtype, wide = x.shape[-1], x.dtype, c.dtype
+    recurrent = kernel[D:]
+    inputs = tuple(jnp.split(_product(x, kernel[:D], wide) + bias[None, None], 4, axis=-1))
+    # Without the barrier XLA's CPU backend fuses the split into the loop and slices all gates at every step.
+    inputs = lax.optimization_barrier(inputs)
+
+    def step(state, at):
+        c, h = state
+        gates_x, reset, run = at
+        if reset is not None:
+            c, h = jnp.where(reset, 0, c), jnp.where(reset, 0, h)
+        gates_h = jnp.split(_product(h.astype(dtype), recurrent, wide), 4, axis=-1)
+        i, j, f, o = (a + b for a, b in zip(gates_x, gates_h, strict=True))
+        i, j, f, o = jax.nn.sigmoid(i), jnp.tanh(j), jax.nn.sigmoid(f), jax.nn.sigmoid(o)
+        c_new = f * c + i * j
+        tanh_c = jnp.tanh(c_new)
+        y = h_new = o * tanh_c
+        if run is not None:
+            y = jnp.where(run, h_new, 0)
+            c_new, h_new = jnp.where(run, c_new, c), jnp.where(run, h_new, h)
+        return (c_new, h_new), (y, ((i, j, f, o), c, tanh_c) if keep else None)
+
+    state, (y, kept) = lax.scan(step, (c, h), (inputs, _columns(resets), _columns(running)))
+    return y, state, kept
+
+
+@jax.custom_vjp
+def _lstm(x, kernel, bias, c, h, resets, running):
+    y, state, _ = _forward(x, kernel, bias, c, h, resets, running, keep=False)
+    return y.astype(x.dtype), state
+
+
+def _lstm_fwd(x, kernel, bias, c, h, resets, running):
+    y, state, kept = _forward(x, kernel, bias, c, h, resets, running, keep=True)
+    return (y.astype(x.dtype), state), (x, kernel, h, y, kept, resets, running)
+
+
+def _lstm_bwd(residuals, cotangents):
+    x, kernel, h_first, y, kept, resets, running = residuals
+    dy, (dc, dh) = cotangents
+    D, dtype, wide = x.shape[-1], x.dtype, h_first.dtype
+    recurrent_t = kernel[D:].T
+
+    def step(carry, at):
+        dc_after, dh_after = carry
+        dy, ((i, j, f, o), c, tanh_c), reset, run = at
+        dh = dh_after + dy
+        dc = dc_after + dh * o * (1 - tanh_c * tanh_c)
+        gates = (
+            dc * j * i * (1 - i),
+            dc * i * (1 - j * j),
+            dc * c * f * (1 - f),
+            dh * tanh_c * o * (1 - o),
+        )
+        dgates = jnp.concatenate(gates, axis=-1)
+        if run is not None:
+            dgates = jnp.where(run, dgates, 0)
+        dgates = dgates.astype(dtype)
+        dc, dh = dc * f, _product(dgates, recurrent_t, wide)
+        if reset is not None:
+            dc, dh = jnp.where(reset, 0, dc), jnp.where(reset, 0, dh)
+        if run is not None:
+            dc, dh = jnp.where(run, dc, dc_after), jnp.where(run, dh, dh_after)
+        return (dc, dh), dgates
+
+    steps = (dy.astype(wide), kept, _columns(resets), _columns(running))
+    (dc, dh), dgates = lax.scan(step, (dc, dh), steps, reverse=True)
+    h_before = jnp.concatenate([h_first[None], y[:-1]])  # past a length y is not h, but there dgates is 0
+    if resets is not None:
+        h_before = jnp.where(resets[..., None], 0, h_before)
+    rows = jnp.concatenate([x, h_before.astype(dtype)], axis=-1)
+    dkernel = jnp.einsum("tbi,tbo->io", rows, dgates, preferred_element_type=wide)
+    dbias = dgates.astype(wide).sum((0, 1))
+    dx = _product(dgates, kernel[:D].T, wide)
+    return dx.astype(dtype), dkernel.astype(dtype), dbias, dc, dh, None, None
+
+
+_lstm.defvjp(_lstm_fwd, _lstm_bwd)
