@@ -1,8 +1,8 @@
 """The LSTM over time as one pure function with its own gradient.
 
-Everything that does not depend on the previous step is taken out of the loop: the input product runs once over all
-`T * B` rows before the forward scan, the weight gradients run once over all rows after the backward scan. What stays
-in the loop is one recurrent product per step and element-wise arithmetic.
+What does not depend on the previous step is taken out of the loop: the input product runs once over all `T * B`
+rows before the forward scan, the weight gradients once over all rows after the backward scan. What stays in the
+loop is one recurrent product per step and element-wise arithmetic.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def lstm(
         c_t = sigmoid(f + forget_bias) * c_{t-1} + sigmoid(i) * tanh(j)
         h_t = sigmoid(o) * tanh(c_t)
 
-    Gers, Schmidhuber, Cummins: Learning to Forget (2000), section 3. The gates are in the order of TensorFlow's
+    Gers et al. (2000), "Learning to Forget", section 3. The gates are in the order of TensorFlow's
     `BasicLSTMCell`, so its kernel and bias fit as they are.
 
-    Products run in the type of `x`; the state, gates and sums are at least float32. The gradient is reverse-mode
-    only; none of it crosses a reset.
+    Products run in the type of `x`; state, gates and sums are at least float32. No gradient crosses a reset.
+    Forward-mode differentiation (`jax.jvp`, `jax.jacfwd`) is not supported.
 
     Args:
       x: inputs `[T, B, D]`.
@@ -85,7 +85,9 @@ def _check_shapes(x, kernel, bias, state, resets, lengths):
     }
     for name, (array, shape) in wanted.items():
         if array is not None and array.shape != shape:
-            raise ValueError(f"{name} must have shape {shape} for x {x.shape} and hidden size {H}, got {array.shape}")
+            raise ValueError(
+                f"{name} must have shape {shape} for x {x.shape} and hidden size {H}, got {array.shape}"
+            )
 
 
 def _product(a: Array, b: Array, wide: jnp.dtype) -> Array:

@@ -1,0 +1,524 @@
+"""Networks made of layers: convolution stacks, the LSTM, and the heads of an UNREAL agent.
+
+Modules take any number of leading axes (`N...`, for instance `[T, B]`); the LSTM alone wants `[T, B, D]`.
+`dtype` is the type of computation (None: that of inputs and parameters), `param_dtype` that of parameters.
+What a loss reads (logits, values, q) and the recurrent state are float32 whatever `dtype` is.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.core import unfreeze
+from flax.typing import Dtype, Initializer
+from jax import Array
+
+from btnn_jax.convolution import deconv2d
+from btnn_jax.layers import Conv1D, Conv2D, NoisyLinear, categorical_sample
+from btnn_jax.recurrence import LSTMState, lstm
+
+PyTree = Any
+MakeLayer = Callable[..., nn.Module]  # a module's class, or a partial of one
+
+
+def _call_noisy(layer: nn.Module, x: Array, deterministic: bool) -> Array:
+    """Calls a layer that may or may not have noise to switch off."""
+    return layer(x, deterministic=deterministic) if hasattr(layer, "deterministic") else layer(x)
+
+
+def _image_norm(module: nn.Module, name: str, axes: tuple[int, ...] = (-3, -2, -1)) -> nn.Module:
+    """Layer norm with mean and variance over `axes` together, and one scale and shift per channel."""
+    return nn.LayerNorm(
+        epsilon=module.norm_epsilon,
+        reduction_axes=axes,
+        feature_axes=-1,
+        use_fast_variance=False,  # E[x^2] - E[x]^2 cancels badly beside so small an epsilon
+        dtype=module.dtype,
+        param_dtype=module.param_dtype,
+        name=name,
+    )
+
+
+class Conv2DNetwork(nn.Module):
+    """A stack of convolution, layer norm, ELU, `[N..., H, W, C] -> [N..., h, w, num_filters[-1]]`.
+
+    The norm takes mean and variance over H, W and C together (Ba et al. 2016, "Layer Normalization").
+
+    Attributes:
+      num_filters: filters of each layer.
+      filter_size: height and width of the filters.
+      stride: stride of every layer.
+      pad: "SAME" or "VALID".
+      layer: `Conv2D`, `DepthwiseConv2D` or another module with their fields.
+      dropout_rate: dropped share of each layer's output, stream `dropout`.
+      norm: "layer", or None for no norm.
+      norm_epsilon: added to the variance. This default is BTGym's; it makes the gradient of an image of one colour
+        1e6 times too large, so take 1e-6 or more where such images occur.
+      dtype: type of computation.
+      param_dtype: type of the parameters.
+
+    >>> network, x = Conv2DNetwork(), jnp.zeros([2, 84, 84, 4])
+    >>> network.apply(network.init(jax.random.key(0), x), x).shape
+    (2, 6, 6, 64)
+    """
+
+    num_filters: tuple[int, ...] = (32, 32, 64, 64)
+    filter_size: tuple[int, int] = (3, 3)
+    stride: tuple[int, int] = (2, 2)
+    pad: str = "SAME"
+    layer: MakeLayer = Conv2D
+    dropout_rate: float = 0.0
+    norm: str | None = "layer"
+    norm_epsilon: float = 1e-12
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, deterministic: bool = True) -> Array:
+        """Maps images to feature maps; `deterministic` switches dropout off."""
+        _check_choice("norm", self.norm, ("layer", None))
+        for k, filters in enumerate(self.num_filters, 1):
+            x = self.layer(
+                filters,
+                filter_size=self.filter_size,
+                stride=self.stride,
+                pad=self.pad,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                name=f"conv_{k}",
+            )(x)
+            if self.norm is not None:
+                x = _image_norm(self, f"norm_{k}")(x)
+            x = nn.Dropout(self.dropout_rate)(nn.elu(x), deterministic=deterministic)
+        return x
+
+
+class Conv1DNetwork(nn.Module):
+    """A stack of convolution and ELU over signals, `[N..., L, C] -> [N..., l, num_filters]`.
+
+    Attributes:
+      num_layers: number of layers.
+      num_filters: filters of each layer.
+      filter_size: length of the filters.
+      stride: stride of every layer.
+      pad: "SAME" or "VALID".
+      norm: None, or "layer" for a layer norm over L and C together before each ELU.
+      norm_epsilon: added to the variance.
+      skip: adds each layer's input to its output where their shapes are equal (He et al. 2016).
+      dtype: type of computation.
+      param_dtype: type of the parameters.
+    """
+
+    num_layers: int = 4
+    num_filters: int = 32
+    filter_size: int = 3
+    stride: int = 2
+    pad: str = "SAME"
+    norm: str | None = None
+    norm_epsilon: float = 1e-6
+    skip: bool = False
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps signals to feature maps."""
+        _check_choice("norm", self.norm, ("layer", None))
+        for k in range(1, self.num_layers + 1):
+            y = Conv1D(
+                self.num_filters,
+                filter_size=self.filter_size,
+                stride=self.stride,
+                pad=self.pad,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                name=f"conv_{k}",
+            )(x)
+            if self.norm is not None:
+                y = _image_norm(self, f"norm_{k}", axes=(-2, -1))(y)
+            y = nn.elu(y)
+            x = x + y if self.skip and x.shape == y.shape else y
+        return x
+
+
+def _lstm_kernel_init(input_size: int) -> Initializer:
+    """Glorot uniform rows for the input, one orthogonal matrix per gate for the hidden state."""
+
+    def init(key: Array, shape: tuple[int, int], dtype: Dtype) -> Array:
+        hidden = shape[1] // 4
+        input_key, *gate_keys = jax.random.split(key, 5)
+        inputs = nn.initializers.glorot_uniform()(input_key, (input_size, shape[1]), dtype)
+        gates = [nn.initializers.orthogonal()(k, (hidden, hidden), dtype) for k in gate_keys]
+        return jnp.concatenate([inputs, jnp.concatenate(gates, axis=1)])
+
+    return init
+
+
+class _LSTMLayer(nn.Module):
+    size: int
+    forget_bias: float
+    dtype: Dtype | None
+    param_dtype: Dtype
+
+    @nn.compact
+    def __call__(
+        self, x: Array, state: LSTMState, resets: Array | None, lengths: Array | None
+    ) -> tuple[Array, LSTMState]:
+        shape = (x.shape[-1] + self.size, 4 * self.size)
+        kernel = self.param("kernel", _lstm_kernel_init(x.shape[-1]), shape, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape[1:], self.param_dtype)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return lstm(x, kernel, bias, state, resets=resets, lengths=lengths, forget_bias=self.forget_bias)
+
+
+class LSTMNetwork(nn.Module):
+    """Stacked LSTM layers over time, see `btnn_jax.recurrence.lstm`.
+
+    Attributes:
+      layers: hidden size of each layer.
+      dropout_rate: dropped share of each layer's output, stream `dropout`.
+      forget_bias: added to the forget gates.
+      dtype: type of computation.
+      param_dtype: type of the parameters.
+
+    >>> network, x = LSTMNetwork((8,)), jnp.zeros([5, 2, 3])
+    >>> state = network.initial_state(2)
+    >>> y, state = network.apply(network.init(jax.random.key(0), x, state), x, state)
+    >>> y.shape
+    (5, 2, 8)
+    """
+
+    layers: tuple[int, ...] = (256,)
+    dropout_rate: float = 0.0
+    forget_bias: float = 1.0
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.nowrap
+    def initial_state(self, batch_size: int) -> tuple[LSTMState, ...]:
+        """The state before any step: for each layer `(c, h)`, float32 zeros `[B, H]`. Needs no parameters."""
+        return tuple((jnp.zeros((batch_size, size)), jnp.zeros((batch_size, size))) for size in self.layers)
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        state: tuple[LSTMState, ...],
+        *,
+        resets: Array | None = None,
+        lengths: Array | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Array, tuple[LSTMState, ...]]:
+        """Runs all layers over a time-major batch of sequences.
+
+        Args:
+          x: `[T, B, D]`.
+          state: for each layer `(c, h)`, each `[B, H]`, before the first step.
+          resets: bool `[T, B]`; `resets[t]` zeroes the state before step t.
+          lengths: int `[B]`; outputs past a length are 0 and the state stays.
+          deterministic: switches dropout off.
+
+        Returns:
+          Outputs `[T, B, layers[-1]]` and the state after the last step, float32.
+        """
+        if len(state) != len(self.layers):
+            raise ValueError(
+                f"expected the state of {len(self.layers)} layers {self.layers}, got {len(state)}"
+            )
+        after = []
+        for k, (size, layer_state) in enumerate(zip(self.layers, state, strict=True)):
+            layer = _LSTMLayer(size, self.forget_bias, self.dtype, self.param_dtype, name=f"layer_{k}")
+            x, layer_state = layer(x, layer_state, resets, lengths)
+            x = nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
+            after.append(layer_state)
+        return x, tuple(after)
+
+
+class ActorCritic(NamedTuple):
+    """What an actor-critic head answers."""
+
+    logits: PyTree  # float32 [N..., A], or a dict of them
+    value: Array  # float32 [N...]
+
+
+def _head_name(name: str, path: tuple[Any, ...]) -> str:
+    """Parameter name of one head of a dict action space: `action`, or `action.arm.left`."""
+    return ".".join([name, *(str(entry.key) for entry in path)])
+
+
+class DenseAACNetwork(nn.Module):
+    """The actor-critic head: action logits and the value of the state, each one dense layer.
+
+    Attributes:
+      action_depths: number of actions, or a (nested) dict of them; logits and samples have its structure.
+      linear: `NoisyLinear` (stream `noise`), `Linear`, or another module with a `size`.
+      logits_norm: None, or "layer_norm" as in BTGym: zero mean and unit variance over the actions, then a
+        learned shift. It bounds the largest probability of a fresh head, at .77 for 4 actions.
+      dtype: type of computation.
+      param_dtype: type of the parameters.
+
+    >>> head, x = DenseAACNetwork(4), jnp.zeros([2, 3])
+    >>> variables = head.init({"params": jax.random.key(0), "noise": jax.random.key(1)}, x)
+    >>> logits, value = head.apply(variables, x, rngs={"noise": jax.random.key(2)})
+    >>> logits.shape, value.shape, head.sample(jax.random.key(3), logits).shape
+    ((2, 4), (2,), (2, 4))
+    """
+
+    action_depths: PyTree
+    linear: MakeLayer = NoisyLinear
+    logits_norm: str | None = None
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, deterministic: bool = False) -> ActorCritic:
+        """Maps features `[N..., D]` to logits and value; `deterministic` switches the layers' noise off."""
+        _check_choice("logits_norm", self.logits_norm, ("layer_norm", None))
+
+        def dense(size: int, name: str) -> Array:
+            layer = self.linear(size, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
+            return _call_noisy(layer, x, deterministic).astype(jnp.float32)
+
+        def logits(path: tuple[Any, ...], depth: int) -> Array:
+            y = dense(depth, _head_name("action", path))
+            if self.logits_norm is None:
+                return y
+            norm = nn.LayerNorm(
+                epsilon=1e-12,
+                use_scale=False,
+                use_fast_variance=False,
+                param_dtype=self.param_dtype,
+                dtype=jnp.float32,
+                name=_head_name("norm", path),
+            )
+            return norm(y)
+
+        heads = jax.tree_util.tree_map_with_path(logits, unfreeze(self.action_depths))
+        return ActorCritic(heads, dense(1, "value").squeeze(-1))
+
+    @nn.nowrap
+    def sample(self, key: Array, logits: PyTree) -> PyTree:
+        """Samples one-hot actions, float32 like `logits`; the key is consumed. Needs no parameters."""
+        leaves, structure = jax.tree.flatten(logits)
+        keys = jax.random.split(key, len(leaves))
+        return structure.unflatten([categorical_sample(k, x) for k, x in zip(keys, leaves, strict=True)])
+
+
+class DenseRPNetwork(nn.Module):
+    """The reward-prediction head: dense layer, ELU, dense layer, `[N..., D] -> [N..., num_classes]`.
+
+    Jaderberg et al. (2016), "Reinforcement Learning with Unsupervised Auxiliary Tasks", section 3.2.
+
+    Attributes:
+      linear: `NoisyLinear` (stream `noise`), `Linear`, or another module with a `size`.
+      hidden: size of the first layer.
+      num_classes: number of classes of reward, usually zero, positive and negative.
+      dtype: type of computation.
+      param_dtype: type of the parameters.
+    """
+
+    linear: MakeLayer = NoisyLinear
+    hidden: int = 128
+    num_classes: int = 3
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, deterministic: bool = False) -> Array:
+        """Maps features to float32 logits; `deterministic` switches the layers' noise off."""
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = nn.elu(_call_noisy(self.linear(self.hidden, name="hidden", **types), x, deterministic))
+        x = _call_noisy(self.linear(self.num_classes, name="classifier", **types), x, deterministic)
+        return x.astype(jnp.float32)
+
+
+class DuellingPCNetwork(nn.Module):
+    """The pixel-control head: a duelling Q of every cell and action, `[N..., D] -> [N..., H, W, A]`.
+
+        z = elu(linear(x)),  V = deconv(z),  A = deconv(z),  Q = V + A - mean_a A
+
+    Jaderberg et al. (2016), section 3.1; Wang et al. (2016), "Dueling Network Architectures", equation 9.
+    Q is linear in z, so it is one deconvolution with the kernel `K_v + K_a - mean_a K_a`.
+
+    Attributes:
+      num_actions: number of actions, or a (nested) dict of them: all heads share V, and Q has this structure.
+      inner_shape: height, width and channels of z; `pc_inner_shape` gives the one that fits an observation.
+      filter_size: of the deconvolutions.
+      stride: of the deconvolutions; `H = (h - 1) * stride + filter`.
+      linear: `NoisyLinear` (stream `noise`), `Linear`, or another module with a `size`.
+      dtype: type of computation.
+      param_dtype: type of the parameters.
+    """
+
+    num_actions: PyTree
+    inner_shape: tuple[int, int, int] = (9, 9, 32)
+    filter_size: tuple[int, int] = (4, 4)
+    stride: tuple[int, int] = (2, 2)
+    linear: MakeLayer = NoisyLinear
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, deterministic: bool = False) -> PyTree:
+        """Maps features to float32 Q; `deterministic` switches the layer's noise off."""
+        size = math.prod(self.inner_shape)
+        linear = self.linear(size, dtype=self.dtype, param_dtype=self.param_dtype, name="dense")
+        z = nn.elu(_call_noisy(linear, x, deterministic)).reshape(*x.shape[:-1], *self.inner_shape)
+
+        def parameters(name: str, outputs: int) -> Array:
+            """Kernel `[kh * kw * C, outputs]` with the bias as its last row."""
+            shape = (*self.filter_size, self.inner_shape[-1], outputs)
+            kernel = self.param(f"{name}_kernel", nn.initializers.glorot_uniform(), shape, self.param_dtype)
+            bias = self.param(f"{name}_bias", nn.initializers.zeros, (outputs,), self.param_dtype)
+            return jnp.concatenate([kernel.reshape(-1, outputs), bias[None]])
+
+        def head(path: tuple[Any, ...], num_actions: int) -> Array:
+            advantage = parameters(_head_name("advantage", path), num_actions)
+            return advantage - advantage.mean(-1, keepdims=True) + value
+
+        value = parameters("value", 1)
+        heads = jax.tree_util.tree_map_with_path(head, unfreeze(self.num_actions))
+        leaves, structure = jax.tree.flatten(heads)
+        folded = jnp.concatenate(leaves, axis=-1)
+        kernel = folded[:-1].reshape(*self.filter_size, self.inner_shape[-1], folded.shape[-1])
+        z, kernel, bias = nn.dtypes.promote_dtype(z, kernel, folded[-1], dtype=self.dtype)
+        q = deconv2d(z, kernel, self.stride)
+        q = q.astype(jnp.float32) + jnp.broadcast_to(bias.astype(jnp.float32), q.shape)
+        ends = [sum(leaf.shape[-1] for leaf in leaves[:k]) for k in range(1, len(leaves))]
+        return structure.unflatten(jnp.split(q, ends, axis=-1))
+
+
+def pixel_change_2d_estimator(
+    state: Array, last_state: Array, stride: tuple[int, int] = (2, 2), pool: str = "mean"
+) -> Array:
+    """How much each cell of a frame has changed, the pseudo-reward of pixel control.
+
+    One pixel is cropped from each side (from top and bottom alone where `W <= 3`, as in signals), the
+    absolute difference is averaged over channels and pooled over cells of `stride` pixels. Cells that stick
+    out (padding SAME) average the pixels they have. Jaderberg et al. (2016), section 3.1.
+
+    Args:
+      state: frame `[N..., H, W, C]` of any type, bool and integers included.
+      last_state: the frame before it, same shape and type.
+      stride: height and width of a cell, in pixels.
+      pool: "mean" as in the paper, or "max" as in BTGym.
+
+    Returns:
+      float32 `[N..., h, w]` in the units of the frames (0 to 255 for uint8), see `pixel_change_shape`.
+
+    Raises:
+      ValueError: if shapes or types differ, nothing is left after the crop, or `pool` is unknown.
+
+    >>> frame = jnp.zeros([84, 84, 3], jnp.uint8)
+    >>> pixel_change_2d_estimator(frame, frame, stride=(4, 4)).shape
+    (21, 21)
+    """
+    _check_choice("pool", pool, ("mean", "max"))
+    if state.shape != last_state.shape or state.dtype != last_state.dtype or state.ndim < 3:
+        raise ValueError(
+            "state and last_state must be [N..., H, W, C] of one shape and type, "
+            f"got {state.shape} {state.dtype} and {last_state.shape} {last_state.dtype}"
+        )
+    channels = state.shape[-1]
+    cells = pixel_change_shape(state.shape[-3:], stride)
+    rows, columns = slice(1, -1), slice(None) if state.shape[-2] <= 3 else slice(1, -1)
+    change = _difference(state[..., rows, columns, :], last_state[..., rows, columns, :])
+
+    missing = [n * s - size for n, s, size in zip(cells, stride, change.shape[-3:-1], strict=True)]
+    pads = [(m // 2, m - m // 2) for m in missing]
+    inside = [np.pad(np.ones(n * s - m), p) for n, s, m, p in zip(cells, stride, missing, pads, strict=True)]
+    change = jnp.pad(
+        change, [(0, 0)] * (change.ndim - 3) + [*pads, (0, 0)]
+    )  # 0 changes neither sum nor maximum
+
+    # Sums of strided slices compile to one pass over the frames, a windowed reduction does not.
+    pixels = [
+        sum(change[..., i :: stride[0], j :: stride[1], k].astype(jnp.float32) for k in range(channels))
+        for i in range(stride[0])
+        for j in range(stride[1])
+    ]
+    if pool == "max":
+        return functools.reduce(jnp.maximum, pixels) / channels
+    counts = np.outer(*(axis.reshape(n, s).sum(1) for axis, n, s in zip(inside, cells, stride, strict=True)))
+    total = functools.reduce(jnp.add, pixels)
+    return total * jnp.broadcast_to(jnp.asarray(1 / (counts * channels), jnp.float32), total.shape)
+
+
+def _difference(a: Array, b: Array) -> Array:
+    """`|a - b|`, in one byte per pixel where the frames have one."""
+    if a.dtype == jnp.bool_:
+        return a ^ b
+    if jnp.issubdtype(a.dtype, jnp.unsignedinteger):
+        return jnp.maximum(a, b) - jnp.minimum(a, b)
+    return jnp.abs(a.astype(jnp.float32) - b.astype(jnp.float32))
+
+
+def pixel_change_shape(frame_shape: tuple[int, ...], stride: tuple[int, int] = (2, 2)) -> tuple[int, int]:
+    """Height and width of the grid that `pixel_change_2d_estimator` makes of frames `[H, W, C]`.
+
+    >>> pixel_change_shape((84, 84, 3), (4, 4))
+    (21, 21)
+    """
+    height, width, _ = frame_shape
+    if height < 3 or width < 1 or min(stride) < 1:
+        raise ValueError(
+            f"pixel change needs frames [H >= 3, W, C] and strides >= 1, got {frame_shape} and {stride}"
+        )
+    return -(-(height - 2) // stride[0]), -(-(width if width <= 3 else width - 2) // stride[1])
+
+
+def pc_inner_shape(
+    frame_shape: tuple[int, ...],
+    estimator_stride: tuple[int, int] = (2, 2),
+    *,
+    filter_size: tuple[int, int] = (4, 4),
+    stride: tuple[int, int] = (2, 2),
+    channels: int = 32,
+) -> tuple[int, int, int]:
+    """The `inner_shape` with which `DuellingPCNetwork` gives the grid of `pixel_change_2d_estimator`.
+
+    Args:
+      frame_shape: `(H, W, C)` of the frames.
+      estimator_stride: `stride` of the estimator.
+      filter_size: `filter_size` of the network.
+      stride: `stride` of the network.
+      channels: channels of the inner shape.
+
+    Returns:
+      `(h, w, channels)`.
+
+    Raises:
+      ValueError: if no inner shape fits; it names the grid, the nearest output and what would fit.
+
+    >>> pc_inner_shape((80, 80, 3), (4, 4))
+    (9, 9, 32)
+    """
+    grid = pixel_change_shape(frame_shape, estimator_stride)
+    sizes = list(zip(grid, filter_size, stride, strict=True))
+    inner = [max(1, (g - f) // s + 1) for g, f, s in sizes]
+    output = tuple((n - 1) * s + f for n, (_, f, s) in zip(inner, sizes, strict=True))
+    if output != grid:
+        fitting = tuple(
+            min(
+                (f for f in range(1, g + 1) if (g - f) % s == 0), key=lambda f, wanted=wanted: abs(f - wanted)
+            )
+            for g, wanted, s in sizes
+        )
+        raise ValueError(
+            f"no inner shape gives the pixel-change grid {grid} of frames {frame_shape} with estimator "
+            f"stride {estimator_stride}: filter_size {filter_size} with stride {stride} comes nearest with "
+            f"{output}; filter_size {fitting} would fit, or another estimator stride"
+        )
+    return inner[0], inner[1], channels
+
+
+def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
