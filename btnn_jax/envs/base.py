@@ -1,0 +1,96 @@
+"""The protocol of an environment, and what every implementation of it shares."""
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+PyTree = Any
+
+
+class TimeStep(NamedTuple):
+    """What one step of one environment gives.
+
+    `terminated` and `truncated` are never both true: an episode that reaches its own end at the time limit
+    has terminated.
+
+    Attributes:
+        observation: what to act on next; after an episode's end, the first observation of the next episode.
+        reward: float32 `[]`, for the action just taken.
+        terminated: bool `[]`, the episode ended by the task's own rule: there is no value after it.
+        truncated: bool `[]`, the episode was cut: bootstrap from `final_observation`.
+        final_observation: what this step led to, before any reset; equals `observation` unless the episode
+            ended.
+    """
+
+    observation: PyTree
+    reward: Array
+    terminated: Array
+    truncated: Array
+    final_observation: PyTree
+
+
+class Environment(Protocol):
+    """One environment as two pure functions; whoever wants many of them uses `jax.vmap`.
+
+    The state is a pytree of arrays whose shapes and dtypes never change: `jax.lax.scan` can carry it.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name `btnn_jax.envs.make` knows it by."""
+
+    @property
+    def observation(self) -> PyTree:
+        """The observation's structure, of `jax.ShapeDtypeStruct`."""
+
+    @property
+    def action_depths(self) -> int | dict:
+        """The number of actions, or a (nested) dict of them."""
+
+    def reset(self, key: Array) -> tuple[PyTree, PyTree]:
+        """Starts an episode: `(state, observation)`. The key is consumed."""
+
+    def step(self, key: Array, state: PyTree, action: PyTree) -> tuple[PyTree, TimeStep]:
+        """Acts, and starts the next episode by itself where this one ended. The key is consumed."""
+
+
+def auto_reset(
+    key: Array, reset: Callable[[Array], tuple[PyTree, PyTree]], state: PyTree, step: TimeStep
+) -> tuple[PyTree, TimeStep]:
+    """Starts the next episode where `step` ended one.
+
+    Args:
+        key: for `reset`; consumed.
+        reset: `key -> (state, observation)`.
+        state: the state that the step led to.
+        step: the step, whose `final_observation` is what it led to; its `observation` is not read.
+
+    Returns:
+        The state to go on from, and the step with its `observation` to act on next.
+    """
+    ended = step.terminated | step.truncated
+    state, observation = jax.tree.map(
+        lambda new, old: jnp.where(ended, new, old), reset(key), (state, step.final_observation)
+    )
+    return state, step._replace(observation=observation)
+
+
+def check_known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises a `ValueError` of one line about the first name of `given` that is not in `known`.
+
+    >>> check_known("parameter of cart", ["gravty"], ["gravity", "mass"])
+    Traceback (most recent call last):
+    ValueError: unknown parameter of cart 'gravty'; did you mean 'gravity'? Known: gravity, mass
+    """
+    known = sorted(known)
+    for name in given:
+        if name in known:
+            continue
+        lower = {candidate.lower(): candidate for candidate in known}
+        close = [repr(lower[match]) for match in difflib.get_close_matches(name.lower(), lower, n=3)]
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise ValueError(f"unknown {what} {name!r}; {hint}Known: {', '.join(known) or 'none'}")
