@@ -1,0 +1,143 @@
+"""Categorical policies over one action or a (nested) dict of independent ones.
+
+Logits are float `[N, A]`, actions int `[N]` or one-hot `[N, A]`, with `N` any leading axes and `A` the number
+of actions. For a dict action space both are pytrees of the same structure, one leaf per head; the heads are
+independent, so everything here adds up over them. Results are float32 `[N]` whatever the logits are. A logit
+of -inf rules an action out.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+PyTree = Any
+
+
+def log_prob(logits: PyTree, actions: PyTree) -> Array:
+    """Log-probability of actions: `sum over heads of log softmax(logits)[action]`.
+
+    Args:
+      logits: float `[N, A]`, or a pytree of them, one per head of a dict action space.
+      actions: int `[N]` or one-hot `[N, A]`, or a matching pytree.
+
+    Returns:
+      float32 `[N]`.
+
+    Raises:
+      ValueError: if structures or shapes do not match.
+
+    >>> log_prob(jnp.zeros((2, 4)), jnp.array([0, 3]))
+    Array([-1.3862944, -1.3862944], dtype=float32)
+    """
+    return log_prob_and_entropy(logits, actions)[0]
+
+
+def entropy(logits: PyTree) -> Array:
+    """Entropy of a policy in nats: `-sum over heads and actions of p log p`.
+
+    Args:
+      logits: float `[N, A]`, or a pytree of them; -inf rules an action out (0 log 0 is 0).
+
+    Returns:
+      float32 `[N]`.
+
+    >>> entropy(jnp.zeros((1, 4)))
+    Array([1.3862944], dtype=float32)
+    """
+    return log_prob_and_entropy(logits, jax.tree.map(jnp.zeros_like, logits))[1]
+
+
+def kl_divergence(logits_p: PyTree, logits_q: PyTree) -> Array:
+    """Kullback-Leibler divergence `KL(p || q) = sum over heads and actions of p (log p - log q)`.
+
+    Args:
+      logits_p: float `[N, A]`, or a pytree of them.
+      logits_q: the same structure and shapes.
+
+    Returns:
+      float32 `[N]`.
+    """
+    pairs = matching_leaves("logits_p", logits_p, "logits_q", logits_q)
+
+    def head(p: Array, q: Array) -> Array:
+        log_p, log_q = (jax.nn.log_softmax(jnp.asarray(x, jnp.float32), axis=-1) for x in (p, q))
+        possible = log_p > -jnp.inf
+        difference = jnp.where(possible, log_p, 0.0) - jnp.where(possible, log_q, 0.0)
+        return jnp.sum(jnp.exp(log_p) * difference, axis=-1)
+
+    return functools.reduce(jnp.add, [head(p, q) for p, q in pairs])
+
+
+def log_prob_and_entropy(
+    logits: PyTree, actions: PyTree, rows: tuple[int, ...] | None = None
+) -> tuple[Array, Array]:
+    """`log_prob` and `entropy` for the price of one; `rows` is the `N` to insist on."""
+    pairs = matching_leaves("actions", actions, "logits", logits)
+    for _, head in pairs:
+        if rows is not None and head.shape[:-1] != rows:
+            raise ValueError(f"expected logits [N, A] with N = {rows}, got {head.shape}")
+    heads = [_head(jnp.asarray(head, jnp.float32), one_hot(action, head.shape)) for action, head in pairs]
+    log_probs, entropies = zip(*heads, strict=True)
+    return functools.reduce(jnp.add, log_probs), functools.reduce(jnp.add, entropies)
+
+
+@jax.custom_jvp
+def _head(logits: Array, chosen: Array) -> tuple[Array, Array]:
+    """Log-probability of `chosen` (one-hot) and entropy of one head, both `[N]`, from one exponential."""
+    return _head_values(chosen, *_softmax(logits))
+
+
+@_head.defjvp
+def _head_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Any, Any]:
+    """`d log p[a] = sum((chosen - p) d logits)` and `d entropy = -sum(p (log p + entropy) d logits)`.
+
+    By hand, because autodiff of `p log p` multiplies 0 by infinity at p = 0, and to share what both need.
+    """
+    logits, chosen = primals
+    d_logits, _ = tangents
+    p, p_log_p, log_p = _softmax(logits)
+    log_probs, entropies = _head_values(chosen, p, p_log_p, log_p)
+    d_log_probs = jnp.sum((chosen - p) * d_logits, axis=-1)
+    d_entropies = -jnp.sum((p_log_p + p * entropies[..., None]) * d_logits, axis=-1)
+    return (log_probs, entropies), (d_log_probs, d_entropies)
+
+
+def _softmax(logits: Array) -> tuple[Array, Array, Array]:
+    """`p`, `p log p` (0 at p = 0) and `log p`, each `[N, A]`."""
+    shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
+    weights = jnp.exp(shifted)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    p, log_p = weights / total, shifted - jnp.log(total)
+    return p, jnp.where(p > 0, p * log_p, 0.0), log_p
+
+
+def _head_values(chosen: Array, p: Array, p_log_p: Array, log_p: Array) -> tuple[Array, Array]:
+    # A select, because an action that was not taken may have log-probability -inf.
+    log_probs = jnp.sum(jnp.where(chosen > 0, chosen * log_p, 0.0), axis=-1)
+    return log_probs, -jnp.sum(p_log_p, axis=-1)
+
+
+def one_hot(actions: Array, shape: tuple[int, ...]) -> Array:
+    """Actions as float32 of `shape`, the logits' `[N, A]`, from int `[N]` or one-hot `[N, A]`.
+
+    Losses multiply with it where one might index, for the gradient of indexing is a slow scatter.
+    """
+    if actions.shape == shape:
+        return jnp.asarray(actions, jnp.float32)
+    if actions.shape != shape[:-1] or not jnp.issubdtype(actions.dtype, jnp.integer):
+        raise ValueError(f"expected int {shape[:-1]} or one-hot {shape}, got {actions.dtype} {actions.shape}")
+    return jax.nn.one_hot(actions, shape[-1], dtype=jnp.float32)
+
+
+def matching_leaves(name: str, tree: PyTree, like_name: str, like: PyTree) -> list[tuple[Array, Array]]:
+    """Leaves of both trees, pair by pair; a `ValueError` with both structures if they differ."""
+    leaves, found = jax.tree.flatten(tree)
+    like_leaves, expected = jax.tree.flatten(like)
+    if found != expected:
+        raise ValueError(f"expected {name} of the structure of {like_name}, {expected}, got {found}")
+    return list(zip(leaves, like_leaves, strict=True))

@@ -1,0 +1,429 @@
+"""The losses of actor-critic agents with the UNREAL auxiliary tasks, and of autoencoders.
+
+Each loss takes arrays and returns `(loss, metrics)`: a float32 scalar and a dict of float32 scalars, ready
+for `jax.value_and_grad(..., has_aux=True)`. What they share:
+
+- `N` stands for any leading axes, `[B]` or `[T, B]`, `A` for actions.
+- Actions are int `[N]` or one-hot `[N, A]`, with a dict action space pytrees of them, as in `categorical`.
+- Actions, advantages, returns, old logits and targets are behind `stop_gradient`.
+- `where`, bool `[N]`: True includes. Means divide by what was included, an empty mask gives 0, and what an
+  excluded row contains (padding, even NaN) touches neither the loss nor its gradient.
+- `axis_name`: the mapped axis over which the caller averages losses and gradients with `jax.lax.pmean`. Every
+  masked mean then divides by the mean count of the devices, so that this average is what one device would
+  compute for the whole batch. Without a mask the counts are equal and the name changes nothing.
+- Hyper-parameters may be traced, so a population can be mapped over them.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from btnn_jax.categorical import log_prob, log_prob_and_entropy, matching_leaves, one_hot
+
+PyTree = Any
+Metrics = dict[str, Array]
+
+# A ratio of probabilities beyond exp(20) = 5e8 says only "astray"; its exponential must not reach infinity.
+_MAX_LOG_RATIO = 20.0
+
+
+def masked_mean(x: Array, where: Array | None = None, *, axis_name: str | None = None) -> Array:
+    """Mean of `x` over all axes, counting only the included rows: `sum(x where included) / count`.
+
+    Args:
+      x: float `[N, ...]`; axes beyond those of `where` are averaged in full.
+      where: bool `[N]`, True = include; None includes everything.
+      axis_name: mapped axis over which the caller takes `jax.lax.pmean` of the result; the count is then the
+        mean count over that axis, so that the `pmean` is the mean over all included rows of all devices.
+
+    Returns:
+      float32 `[]`, 0 when nothing is included.
+
+    Raises:
+      ValueError: if `where` is not bool or its shape is not how the shape of `x` starts.
+
+    >>> masked_mean(jnp.array([1.0, 3.0, 100.0]), jnp.array([True, True, False]))
+    Array(2., dtype=float32)
+    """
+    x = _float32(x)
+    if where is None:
+        return jnp.mean(x)
+    _check_where(where, x.shape[: where.ndim])
+    rows = jnp.mean(x, axis=tuple(range(where.ndim, x.ndim)))
+    count = _pmean(jnp.sum(where, dtype=jnp.float32), axis_name)
+    return jnp.sum(jnp.where(where, rows, 0.0)) / jnp.where(count > 0, count, 1.0)
+
+
+def explained_variance(
+    returns: Array, values: Array, where: Array | None = None, *, axis_name: str | None = None
+) -> Array:
+    """How much of the returns' variance the values explain: `1 - Var(returns - values) / Var(returns)`.
+
+    Args:
+      returns: float `[N]`.
+      values: float `[N]`.
+      where: bool `[N]`, True = include.
+      axis_name: mapped axis whose devices share the batch; every device gets the value for the whole batch.
+
+    Returns:
+      float32 `[]`: 1 is perfect, 0 no better than a constant; 0 when the returns do not vary.
+    """
+    _check_rows(returns=returns, values=values)
+
+    def mean(x: Array) -> Array:
+        return _pmean(masked_mean(x, where, axis_name=axis_name), axis_name)
+
+    def variance(x: Array) -> Array:
+        return mean(jnp.square(x - mean(x)))
+
+    returns, values = _float32(returns), _float32(values)
+    total = variance(returns)
+    varies = total > 0
+    return jnp.where(varies, 1.0 - variance(returns - values) / jnp.where(varies, total, 1.0), 0.0)
+
+
+def aac_loss(
+    actions: PyTree,
+    advantages: Array,
+    returns: Array,
+    logits: PyTree,
+    values: Array,
+    *,
+    entropy_beta: ArrayLike = 0.01,
+    value_weight: ArrayLike = 0.5,
+    where: Array | None = None,
+    axis_name: str | None = None,
+) -> tuple[Array, Metrics]:
+    """Advantage actor-critic loss.
+
+    `mean(-log pi(a) advantage) + value_weight mean((return - value)^2) - entropy_beta mean(entropy)`
+
+    Source: Mnih et al. 2016, "Asynchronous Methods for Deep Reinforcement Learning", section 4.
+
+    Args:
+      actions: int `[N]` or one-hot `[N, A]`, or a pytree of them.
+      advantages: float `[N]`.
+      returns: float `[N]`, what `values` should become.
+      logits: float `[N, A]`, or a pytree of them.
+      values: float `[N]`.
+      entropy_beta: weight of the entropy bonus, per nat.
+      value_weight: weight of the squared error of the values.
+      where: bool `[N]`, True = include.
+      axis_name: mapped axis over which the caller averages.
+
+    Returns:
+      The loss, float32 `[]`, and metrics `policy_loss`, `value_loss`, `entropy`, before their weights.
+
+    Raises:
+      ValueError: if structures or shapes do not match.
+
+    >>> zeros = jnp.zeros(2)
+    >>> loss, metrics = aac_loss(jnp.array([0, 1]), zeros, zeros, jnp.zeros((2, 4)), zeros, entropy_beta=1.0)
+    >>> loss
+    Array(-1.3862944, dtype=float32)
+    """
+    _check_rows(advantages=advantages, returns=returns, values=values)
+    _check_where(where, values.shape)
+    actions, advantages, returns = jax.lax.stop_gradient((actions, advantages, returns))
+    actions, advantages, returns, logits, values = _included(
+        where, (actions, advantages, returns, logits, values)
+    )
+    mean = functools.partial(masked_mean, where=where, axis_name=axis_name)
+
+    log_probs, entropies = log_prob_and_entropy(logits, actions, values.shape)
+    return _actor_critic(
+        policy_loss=-mean(log_probs * _float32(advantages)),
+        value_loss=mean(_squared_error(returns, values)),
+        entropy=mean(entropies),
+        entropy_beta=entropy_beta,
+        value_weight=value_weight,
+    )
+
+
+def ppo_loss(
+    actions: PyTree,
+    advantages: Array,
+    returns: Array,
+    logits: PyTree,
+    values: Array,
+    old_logits: PyTree,
+    *,
+    entropy_beta: ArrayLike = 0.01,
+    epsilon: ArrayLike = 0.2,
+    value_weight: ArrayLike = 1.0,
+    where: Array | None = None,
+    axis_name: str | None = None,
+) -> tuple[Array, Metrics]:
+    """Proximal policy optimization loss with a clipped ratio `r = pi(a) / pi_old(a)`.
+
+    `-mean(min(r advantage, clip(r, 1 - epsilon, 1 + epsilon) advantage))
+    + value_weight mean((return - value)^2) - entropy_beta mean(entropy)`
+
+    Source: Schulman et al. 2017, "Proximal Policy Optimization Algorithms", equations 7 and 9.
+
+    Args:
+      actions: int `[N]` or one-hot `[N, A]`, or a pytree of them.
+      advantages: float `[N]`.
+      returns: float `[N]`, what `values` should become.
+      logits: float `[N, A]`, or a pytree of them.
+      values: float `[N]`.
+      old_logits: like `logits`, of the policy that took the actions.
+      entropy_beta: weight of the entropy bonus, per nat.
+      epsilon: how far the ratio may move from 1 before it gains nothing.
+      value_weight: weight of the squared error of the values.
+      where: bool `[N]`, True = include.
+      axis_name: mapped axis over which the caller averages.
+
+    Returns:
+      The loss, float32 `[]`, and metrics: `policy_loss`, `value_loss`, `entropy`, before their weights;
+      `approx_kl`, the estimate `mean(r - 1 - log r)` of KL(old || new) from the actions taken (never
+      negative, see `kl_divergence` for the exact one); `clip_fraction`, the share of ratios outside `1 +-
+      epsilon`.
+
+    Raises:
+      ValueError: if structures or shapes do not match.
+    """
+    _check_rows(advantages=advantages, returns=returns, values=values)
+    _check_where(where, values.shape)
+    actions, advantages, returns, old_logits = jax.lax.stop_gradient(
+        (actions, advantages, returns, old_logits)
+    )
+    actions, advantages, returns, logits, values, old_logits = _included(
+        where, (actions, advantages, returns, logits, values, old_logits)
+    )
+    mean = functools.partial(masked_mean, where=where, axis_name=axis_name)
+
+    log_probs, entropies = log_prob_and_entropy(logits, actions, values.shape)
+    log_ratios = jnp.minimum(log_probs - log_prob(old_logits, actions), _MAX_LOG_RATIO)
+    ratios = jnp.exp(log_ratios)
+    advantages = _float32(advantages)
+    # The minimum of both products, told by the advantage's sign: one bound can bind.
+    bounded = jnp.where(
+        advantages >= 0, jnp.minimum(ratios, 1.0 + epsilon), jnp.maximum(ratios, 1.0 - epsilon)
+    )
+    loss, metrics = _actor_critic(
+        policy_loss=-mean(bounded * advantages),
+        value_loss=mean(_squared_error(returns, values)),
+        entropy=mean(entropies),
+        entropy_beta=entropy_beta,
+        value_weight=value_weight,
+    )
+    metrics["approx_kl"] = mean(ratios - 1.0 - log_ratios)
+    metrics["clip_fraction"] = mean(_float32(jnp.abs(ratios - 1.0) > epsilon))
+    return loss, metrics
+
+
+def value_fn_loss(
+    returns: Array, values: Array, *, where: Array | None = None, axis_name: str | None = None
+) -> tuple[Array, Metrics]:
+    """Squared error of a value function, `mean((return - value)^2)`; UNREAL's value replay.
+
+    Source: Jaderberg et al. 2016, "Reinforcement Learning with Unsupervised Auxiliary Tasks", section 3.3.
+
+    Args:
+      returns: float `[N]`.
+      values: float `[N]`.
+      where: bool `[N]`, True = include.
+      axis_name: mapped axis over which the caller averages.
+
+    Returns:
+      The loss, float32 `[]`, and metric `value_loss`.
+
+    Raises:
+      ValueError: if shapes do not match.
+    """
+    _check_rows(returns=returns, values=values)
+    _check_where(where, values.shape)
+    returns, values = _included(where, (jax.lax.stop_gradient(returns), values))
+    loss = masked_mean(_squared_error(returns, values), where, axis_name=axis_name)
+    return loss, {"value_loss": loss}
+
+
+def pc_loss(
+    actions: PyTree, targets: PyTree, q: PyTree, *, where: Array | None = None, axis_name: str | None = None
+) -> tuple[Array, Metrics]:
+    """Pixel control loss, `mean over N of the sum over the grid of (target - q[action])^2`.
+
+    Source: Jaderberg et al. 2016, "Reinforcement Learning with Unsupervised Auxiliary Tasks", section 3.1.
+
+    Args:
+      actions: int `[N]` or one-hot `[N, A]`, or a pytree of them.
+      targets: float `[N, h, w]`, returns of the pixel changes (`targets.pixel_control_targets`).
+      q: float `[N, h, w, A]`. For a dict action space all three are pytrees of the same structure.
+      where: bool `[N]`, True = include.
+      axis_name: mapped axis over which the caller averages.
+
+    Returns:
+      The loss, float32 `[]`, and metric `pc_loss`.
+
+    Raises:
+      ValueError: if structures or shapes do not match.
+    """
+    pairs = matching_leaves("actions", actions, "q", q)
+    grids = [target for target, _ in matching_leaves("targets", targets, "q", q)]
+    loss = jnp.float32(0.0)
+    for (action, values), target in zip(pairs, grids, strict=True):
+        if values.ndim < 4 or target.shape != values.shape[:-1]:
+            raise ValueError(
+                f"expected targets [N, h, w] and q [N, h, w, A], got {target.shape} and {values.shape}"
+            )
+        rows = values.shape[:-3]
+        _check_where(where, rows)
+        action, target, values = _included(where, (*jax.lax.stop_gradient((action, target)), values))
+        chosen = one_hot(action, (*rows, values.shape[-1]))[..., None, None, :]
+        errors = _float32(target) - jnp.sum(_float32(values) * chosen, axis=-1)
+        loss += masked_mean(jnp.sum(jnp.square(errors), axis=(-2, -1)), where, axis_name=axis_name)
+    return loss, {"pc_loss": loss}
+
+
+def rp_loss(
+    targets: Array, logits: Array, *, where: Array | None = None, axis_name: str | None = None
+) -> tuple[Array, Metrics]:
+    """Reward prediction loss, the cross-entropy `mean(-log softmax(logits)[target])`.
+
+    Source: Jaderberg et al. 2016, "Reinforcement Learning with Unsupervised Auxiliary Tasks", section 3.2.
+    BTGym looks at the first row only; a batch of one row is where both agree.
+
+    Args:
+      targets: classes, int `[N]` (`targets.reward_class`) or one-hot `[N, K]`.
+      logits: float `[N, K]`.
+      where: bool `[N]`, True = include.
+      axis_name: mapped axis over which the caller averages.
+
+    Returns:
+      The loss, float32 `[]`, and metrics `rp_loss` and `rp_accuracy`.
+
+    Raises:
+      ValueError: if shapes do not match.
+    """
+    rows = logits.shape[:-1]
+    _check_where(where, rows)
+    targets, logits = _included(where, (jax.lax.stop_gradient(targets), logits))
+    mean = functools.partial(masked_mean, where=where, axis_name=axis_name)
+    loss = -mean(log_prob(logits, targets))
+    hits = jnp.argmax(logits, axis=-1) == jnp.argmax(one_hot(targets, logits.shape), axis=-1)
+    return loss, {"rp_loss": loss, "rp_accuracy": mean(_float32(hits))}
+
+
+def ae_loss(
+    targets: PyTree,
+    reconstructions: PyTree,
+    *,
+    alpha: ArrayLike = 1.0,
+    where: Array | None = None,
+    axis_name: str | None = None,
+) -> tuple[Array, Metrics]:
+    """Autoencoder loss, `alpha sum over streams of mean((target - reconstruction)^2)`.
+
+    Args:
+      targets: float `[N, ...]`, or a pytree of streams; uint8 means pixels 0..255 and is divided by 255.
+      reconstructions: the same structure and shapes.
+      alpha: weight of the reconstruction.
+      where: bool `[N]`, True = include.
+      axis_name: mapped axis over which the caller averages.
+
+    Returns:
+      The loss, float32 `[]`, and metric `reconstruction_loss`, before its weight.
+
+    Raises:
+      ValueError: if structures or shapes do not match.
+    """
+    loss = jnp.float32(0.0)
+    for target, reconstruction in matching_leaves("targets", targets, "reconstructions", reconstructions):
+        if target.shape != reconstruction.shape:
+            raise ValueError(
+                f"expected equal shapes, got targets {target.shape}, reconstructions {reconstruction.shape}"
+            )
+        target, reconstruction = _included(where, (jax.lax.stop_gradient(target), reconstruction))
+        pixels = _float32(target) / 255.0 if target.dtype == jnp.uint8 else target
+        loss += masked_mean(_squared_error(pixels, reconstruction), where, axis_name=axis_name)
+    return alpha * loss, {"reconstruction_loss": loss}
+
+
+def beta_vae_loss(
+    targets: PyTree,
+    reconstructions: PyTree,
+    d_kl: Array,
+    *,
+    alpha: ArrayLike = 1.0,
+    beta: ArrayLike = 1.0,
+    kl_reduction: str = "sum",
+    where: Array | None = None,
+    axis_name: str | None = None,
+) -> tuple[Array, Metrics]:
+    """Loss of a beta-VAE, `alpha reconstruction error + beta mean over N of KL(posterior || prior)`.
+
+    Source: Higgins et al. 2017, "beta-VAE: Learning Basic Visual Concepts with a Constrained Variational
+    Framework", equation 4.
+
+    Args:
+      targets: float `[N, ...]`, or a pytree of streams, as in `ae_loss`.
+      reconstructions: the same structure and shapes.
+      d_kl: float `[N, latent]`, the divergence of each latent variable, in nats.
+      alpha: weight of the reconstruction.
+      beta: weight of the divergence.
+      kl_reduction: over the latent variables: "sum", as in the paper, or "mean", as in BTGym.
+      where: bool `[N]`, True = include.
+      axis_name: mapped axis over which the caller averages.
+
+    Returns:
+      The loss, float32 `[]`, and metrics `reconstruction_loss` and `kl`, before their weights.
+
+    Raises:
+      ValueError: if structures or shapes do not match, or `kl_reduction` is unknown.
+    """
+    if kl_reduction not in ("sum", "mean"):
+        raise ValueError(f'kl_reduction is "sum" or "mean", got {kl_reduction!r}')
+    _check_where(where, d_kl.shape[:-1])
+    reduce = jnp.sum if kl_reduction == "sum" else jnp.mean
+    kl = masked_mean(reduce(_float32(_included(where, d_kl)), axis=-1), where, axis_name=axis_name)
+    loss, metrics = ae_loss(targets, reconstructions, alpha=alpha, where=where, axis_name=axis_name)
+    return loss + beta * kl, metrics | {"kl": kl}
+
+
+def _actor_critic(
+    *, policy_loss: Array, value_loss: Array, entropy: Array, entropy_beta: ArrayLike, value_weight: ArrayLike
+) -> tuple[Array, Metrics]:
+    loss = policy_loss + value_weight * value_loss - entropy_beta * entropy
+    return loss, {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+
+
+def _pmean(x: Array, axis_name: str | None) -> Array:
+    return x if axis_name is None else jax.lax.pmean(x, axis_name)  # type: ignore[no-untyped-call]
+
+
+def _squared_error(target: Array, estimate: Array) -> Array:
+    return jnp.square(_float32(target) - _float32(estimate))
+
+
+def _float32(x: Array) -> Array:
+    return jnp.asarray(x, jnp.float32)
+
+
+def _included(where: Array | None, tree: Any) -> Any:
+    """`tree` with excluded rows set to 0, so that whatever they held cannot reach a gradient."""
+    if where is None:
+        return tree
+
+    def leaf(x: Array) -> Array:
+        _check_where(where, x.shape[: where.ndim])
+        return jnp.where(jnp.expand_dims(where, range(where.ndim, x.ndim)), x, jnp.zeros_like(x))
+
+    return jax.tree.map(leaf, tree)
+
+
+def _check_rows(**rows: Array) -> None:
+    shapes = {name: x.shape for name, x in rows.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"expected one shape [N], got {shapes}")
+
+
+def _check_where(where: Array | None, rows: tuple[int, ...]) -> None:
+    if where is not None and (where.shape != rows or where.dtype != jnp.bool_):
+        raise ValueError(f"expected where bool {rows}, got {where.dtype} {where.shape}")
