@@ -28,13 +28,13 @@ def _import_gymnax() -> Any:
 
 @contextlib.contextmanager
 def _lenient() -> Iterator[None]:
-    """gymnax relies on implicit promotion of dtypes and ranks; whoever calls us need not allow it."""
+    """Gymnax relies on implicit promotion of dtypes and ranks; whoever calls us need not allow it."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
 def _strong(tree: PyTree) -> PyTree:
-    """Gives every leaf a dtype of its own, where gymnax leaves Python's weak ones, so it can be carried by a scan."""
+    """Gives every leaf a dtype of its own, not Python's weak one, so that a scan can carry the tree."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(jnp.result_type(leaf)), tree)
 
 
@@ -58,8 +58,7 @@ class GymnaxEnvironment:
     @functools.cached_property
     def observation(self) -> PyTree:
         """The observation's structure, of `jax.ShapeDtypeStruct`."""
-        _, observation = jax.eval_shape(self.reset, jax.random.key(0))
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), observation)
+        return jax.eval_shape(lambda key: self.reset(key)[1], jax.random.key(0))
 
     @property
     def action_depths(self) -> int:
@@ -106,8 +105,8 @@ def make_gymnax(name: str, **params: Any) -> GymnaxEnvironment:
 
     Args:
         name: one of `gymnax_names()`, such as `"Breakout-MinAtar"`.
-        **params: parameters of the environment, whether gymnax keeps them in its `EnvParams` (`memory_length=20`)
-            or takes them when it builds the environment (`num_bits=2`).
+        **params: parameters of the environment, whether gymnax keeps them in its `EnvParams`
+            (`memory_length=20`) or takes them when it builds the environment (`num_bits=2`).
 
     Raises:
         ValueError: the name or a parameter is unknown, or the actions are not a single discrete choice.

@@ -1,14 +1,14 @@
 """Probe environments: each isolates one ability of an agent, and its right answer can be read off.
 
 An agent that fails on one of them is wrong in one known place: the value head, the use of observations, the
-discount, the policy gradient, the memory, the bootstrap at a time limit, pixel control, or several action heads.
-All episodes are a few steps long, so an agent learns a probe within seconds.
+discount, the policy gradient, the memory, the bootstrap at a time limit, pixel control, or several heads. All
+episodes are a few steps long, so an agent learns a probe within seconds.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +72,10 @@ def _draw(key: Array, count: int) -> Array:
     return jax.random.randint(key, (), 0, count)
 
 
+def _sign(key: Array) -> Array:
+    return jax.random.rademacher(key, (1,), jnp.float32)
+
+
 def constant() -> Probe:
     """Episodes of one step, each with a reward of 1, whatever is done: is a value learnt at all?
 
@@ -94,7 +98,7 @@ def observation() -> Probe:
     return Probe(
         "probe-observation",
         2,
-        start=lambda key: jax.random.rademacher(key, (1,), jnp.float32),
+        start=_sign,
         observe=lambda state: state,
         move=lambda state, action: _Move(state, state[0], terminated=True),
     )
@@ -139,8 +143,9 @@ def action(num_actions: int = 4) -> Probe:
 def choice(num_actions: int = 3) -> Probe:
     """Episodes of one step in which the action shown pays 1: does the policy depend on what is seen?
 
-    The observation is the paying action, one-hot `[num_actions]`. Right answer: that action, with a return of 1;
-    a policy that does not look gets `1 / num_actions`.
+    The observation is the paying action, one-hot `[num_actions]`.
+
+    Right answer: that action, with a return of 1; a policy that does not look gets `1 / num_actions`.
     """
     _check_at_least(1, num_actions=num_actions)
     return Probe(
@@ -160,12 +165,12 @@ class _Memory(NamedTuple):
 def memory(length: int = 5) -> Probe:
     """A cue at the first step must be recalled at the last: is the recurrent state kept, and reset in time?
 
-    The observation is `[first cue, second cue, answer now]`, float32. In a third of the episodes no cue is shown
-    and the right answer is 0; otherwise it is the cue's number, 1 or 2. A right answer at the last of `length`
-    steps pays 1.
+    The observation is `[first cue, second cue, answer now]`, float32. In a third of the episodes no cue is
+    shown and the right answer is 0; otherwise it is the cue's number, 1 or 2. A right answer at the last of
+    `length` steps pays 1.
 
-    Right answer: a return of 1. Without memory it is at most 1/3. An agent that recalls the last cue it ever saw,
-    because its state is not reset at an episode's start, gets 2/3.
+    Right answer: a return of 1. Without memory it is at most 1/3. An agent that recalls the last cue it ever
+    saw, because its state is not reset at an episode's start, gets 2/3.
     """
     _check_at_least(2, length=length)
 
@@ -197,9 +202,9 @@ def truncation(limit: int = 10) -> Probe:
 
     Every step pays the observation, -1 or 1, which stays for the whole episode.
 
-    Right answer: the value is `observation[0] / (1 - discount)` at every step. An agent that takes the cut for an
-    end learns 0.41 (from whole returns) to 0.53 (from one-step targets) of that at discount 0.9 and limit 10. So
-    does one that bootstraps from the next episode's first observation, whose sign is independent.
+    Right answer: the value is `observation[0] / (1 - discount)` at every step. An agent that takes the cut
+    for an end learns 0.41 (from whole returns) to 0.53 (from one-step targets) of that at discount 0.9 and limit
+    10. So does one that bootstraps from the next episode's first observation, whose sign is independent.
     """
     _check_at_least(1, limit=limit)
     return Probe(
@@ -227,8 +232,8 @@ def pixels(size: int = 10, limit: int = 20) -> Probe:
     nothing, action k in 1..4 inverts quadrant k, counted in reading order. No reward; episodes are cut after
     `limit` steps.
 
-    Right answer, without discount: the pixel change that action k brings (in units of full white) is 1 inside of
-    quadrant k and 0 elsewhere; that of action 0 is 0 everywhere.
+    Right answer, without discount: the pixel change that action k brings (in units of full white) is 1 inside
+    of quadrant k and 0 elsewhere; that of action 0 is 0 everywhere.
     """
     _check_at_least(1, limit=limit)
     if size < 2 or size % 2:
@@ -252,7 +257,7 @@ def pixels(size: int = 10, limit: int = 20) -> Probe:
 
 
 def heads() -> Probe:
-    """`choice` twice at once, with a dict of observations and a dict of actions: does each head learn its own?
+    """`choice` twice at once, in a dict of observations and a dict of actions: does each head learn its own?
 
     The observation is `{"left": [2], "right": [3]}`, one-hot; the actions are `{"left": 2, "right": 3}`. Each
     head that chooses the action shown in its stream pays 1/2.
