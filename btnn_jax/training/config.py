@@ -1,0 +1,136 @@
+"""The configuration of a training run, one frozen dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+ALGORITHMS = ("a2c", "ppo")
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class UnrealConfig:
+    """Everything that decides what is learned, apart from the environment and the seed.
+
+    Static: it is bound by `make_unreal` and never enters the state. A task whose weight is 0 is compiled away.
+
+    Raises:
+      ValueError: a field is out of its range; the message names the field, the value and the range.
+    """
+
+    # Experience
+    num_envs: int = 64  # environments stepped side by side
+    rollout_length: int = 32  # steps of each environment per update; also the length of replayed sequences
+    total_steps: int = 2_000_000  # environment steps of the whole run; the schedules end there
+    discount: float = 0.99
+    gae_lambda: float = 0.95
+
+    # Algorithm
+    algorithm: str = "ppo"  # "a2c" makes one gradient step per rollout, "ppo" epochs * minibatches of them
+    epochs: int = 2
+    minibatches: int = 4  # of whole sequences: num_envs must be a multiple
+    ppo_epsilon: float = 0.2
+    normalize_advantages: bool = True
+    value_weight: float = 0.5
+    entropy_beta: float = 0.01
+    entropy_beta_final: float | None = None  # reached linearly at total_steps; None keeps entropy_beta
+
+    # Optimizer
+    learning_rate: float = 5e-4
+    learning_rate_schedule: str = "linear"  # "constant", "linear" or "cosine", the last two down to 0
+    max_grad_norm: float = 0.5  # of all gradients together
+    adam_epsilon: float = 1e-5
+
+    # Auxiliary tasks
+    pc_weight: float = 0.01  # pixel control
+    vr_weight: float = 0.5  # value replay
+    rp_weight: float = 0.5  # reward prediction
+    pc_discount: float = 0.9
+    pc_cell: tuple[int, int] = (2, 2)  # pixels of a cell of the pixel-control grid
+    pc_stream: str | None = None  # observation stream that pixel control watches
+    rp_frames: int = 3
+    rp_threshold: float = 0.0  # rewards within [-threshold, threshold] count as zero
+    replay_length: int = 512  # steps kept per environment, a multiple of rollout_length
+    replay_batch: int = 16  # sequences (value replay, pixel control) per gradient step
+    replay_burn_in: int = 0  # steps that only refresh the recurrent state of a replayed sequence
+    rp_batch: int = 64  # frame stacks per gradient step, half of them with a reward
+
+    # Network
+    num_filters: tuple[int, ...] | None = None  # None: by the observation's size
+    hidden: tuple[int, ...] = (128,)
+    lstm: tuple[int, ...] = (128,)  # () for an agent without memory
+    noisy: bool = True  # NoisyNet heads
+
+    def __post_init__(self) -> None:
+        """Checks every range."""
+        for name in ("num_envs", "rollout_length", "total_steps", "epochs", "minibatches", "rp_frames"):
+            self._check(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("replay_length", "replay_batch", "rp_batch"):
+            self._check(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("discount", "gae_lambda", "pc_discount"):
+            self._check(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        for name in ("learning_rate", "max_grad_norm", "adam_epsilon", "ppo_epsilon"):
+            self._check(name, getattr(self, name) > 0, "above 0")
+        for name in ("pc_weight", "vr_weight", "rp_weight", "value_weight", "entropy_beta", "rp_threshold"):
+            self._check(name, getattr(self, name) >= 0, "at least 0")
+        self._check("algorithm", self.algorithm in ALGORITHMS, f"one of {', '.join(ALGORITHMS)}")
+        self._check(
+            "learning_rate_schedule", self.learning_rate_schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"
+        )
+        self._check("replay_burn_in", self.replay_burn_in >= 0, "at least 0")
+        if self.algorithm == "ppo":
+            self._check("minibatches", self.num_envs % self.minibatches == 0, f"a divisor of num_envs={self.num_envs}")
+        if self.replays:
+            self._check(
+                "replay_length",
+                self.replay_length % self.rollout_length == 0,
+                f"a multiple of rollout_length={self.rollout_length}",
+            )
+            self._check(
+                "replay_length",
+                self.replay_length >= 2 * self.rollout_length + self.replay_burn_in,
+                f"at least 2 * rollout_length + replay_burn_in = {2 * self.rollout_length + self.replay_burn_in}",
+            )
+
+    def _check(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+
+    @property
+    def replays(self) -> bool:
+        """Whether any task needs the replay."""
+        return max(self.pc_weight, self.vr_weight, self.rp_weight) > 0
+
+    @property
+    def steps_per_update(self) -> int:
+        """Environment steps of one call of `step`."""
+        return self.num_envs * self.rollout_length
+
+    @property
+    def num_updates(self) -> int:
+        """Calls of `step` that the run takes, at least `total_steps` environment steps."""
+        return -(-self.total_steps // self.steps_per_update)
+
+    @property
+    def gradients_per_update(self) -> int:
+        """Gradient steps of one call of `step`."""
+        return self.epochs * self.minibatches if self.algorithm == "ppo" else 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> UnrealConfig:
+        """The configuration that `to_dict` gave, lists read as tuples.
+
+        Raises:
+          ValueError: a field is unknown or out of its range.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(fields) - known)
+        if unknown:
+            raise ValueError(f"unknown fields {unknown}, expected a subset of {sorted(known)}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})

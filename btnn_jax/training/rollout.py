@@ -1,0 +1,157 @@
+"""Acting: environments and agent stepped together on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax.core import unfreeze
+
+from btnn_jax.envs.base import Environment
+from btnn_jax.networks import pixel_change_2d_estimator
+from btnn_jax.policies import AgentInput, State, UnrealPolicy, action_distribution, as_image, pixel_stream
+
+PyTree = Any
+
+
+class Actors(NamedTuple):
+    """`B` environments and the agent's memory of them, between two steps."""
+
+    env_state: PyTree  # leaves [B, ...]
+    inputs: AgentInput  # leaves [B, ...], of the step that comes next
+    core: State  # recurrent state before that step
+    keys: jax.Array  # [B], each environment's own stream: no two share one
+    episode_return: jax.Array  # float32 [B], of the episode under way
+    episode_length: jax.Array  # int32 [B]
+    last_return: jax.Array  # float32 [B], of the latest finished episode
+    last_length: jax.Array  # int32 [B]; 0 where none has finished
+
+
+class Rollout(NamedTuple):
+    """`T` steps of `B` environments; leaves `[T, B, ...]`."""
+
+    inputs: AgentInput
+    action: PyTree  # int32, or a dict of them
+    logits: PyTree  # float32 [T, B, A], of the policy that acted
+    value: jax.Array  # float32
+    reward: jax.Array  # float32
+    terminated: jax.Array  # bool
+    truncated: jax.Array  # bool
+    final_value: jax.Array  # float32, value of the final observation where truncated, else 0
+    pixel_change: jax.Array | None  # float32 [T, B, h, w] towards the observation the step led to; None if not asked for
+
+
+def make_rollout(
+    env: Environment,
+    policy: UnrealPolicy,
+    num_envs: int,
+    length: int,
+    *,
+    pc_cell: tuple[int, int] | None = None,
+    pc_stream: str | None = None,
+) -> tuple[Callable, Callable]:
+    """Binds environment and agent into `(reset, rollout)`.
+
+    Args:
+      env: one environment; it is vmapped here.
+      policy: the agent's network.
+      num_envs: `B`.
+      length: `T`.
+      pc_cell: pixels of a cell of the pixel-change maps; None records none.
+      pc_stream: observation stream that the maps are made of.
+
+    Returns:
+      `reset(key) -> Actors`, and `rollout(params, actors, noise_key) -> (actors, Rollout, last_value [B])`, which holds
+      the noise of the noisy layers that `noise_key` gives over all `T` steps.
+    """
+
+    def reset(key: jax.Array) -> Actors:
+        pairs = jax.vmap(jax.random.split)(jax.random.split(key, num_envs))
+        env_state, observation = jax.vmap(env.reset)(pairs[:, 0])
+        zeros = jnp.zeros(num_envs, jnp.float32)
+        return Actors(
+            env_state=env_state,
+            inputs=AgentInput(
+                observation=observation,
+                last_action=jax.tree.map(lambda _: jnp.zeros(num_envs, jnp.int32), unfreeze(env.action_depths)),
+                last_reward=zeros,
+                reset=jnp.ones(num_envs, bool),
+            ),
+            core=policy.initial_state(num_envs),
+            keys=pairs[:, 1],
+            episode_return=zeros,
+            episode_length=jnp.zeros(num_envs, jnp.int32),
+            last_return=zeros,
+            last_length=jnp.zeros(num_envs, jnp.int32),
+        )
+
+    def apply(params: PyTree, inputs: AgentInput, core: State, noise_key: jax.Array):
+        inputs = jax.tree.map(lambda x: x[None], inputs)
+        output, core = policy.apply({"params": params}, inputs, core, rngs={"noise": noise_key})
+        return jax.tree.map(lambda x: x[0], output), core
+
+    def rollout(params: PyTree, actors: Actors, noise_key: jax.Array):
+        # Held noise: the same key at every step is meant, so the key-reuse checker is told by a copy.
+        held = jax.random.clone
+
+        def one_step(actors: Actors, _):
+            output, core = apply(params, actors.inputs, actors.core, held(noise_key))
+            keys = jax.vmap(lambda key: jax.random.split(key, 3))(actors.keys)
+            action = jax.vmap(lambda key, logits: action_distribution(logits).sample(seed=key))(
+                keys[:, 0], output.logits
+            )
+            env_state, time_step = jax.vmap(env.step)(keys[:, 1], actors.env_state, action)
+            done = time_step.terminated | time_step.truncated
+
+            def final_value() -> jax.Array:
+                inputs = AgentInput(
+                    time_step.final_observation, action, time_step.reward, jnp.zeros(num_envs, bool)
+                )
+                value = apply(params, inputs, core, held(noise_key))[0].value
+                return jnp.where(time_step.truncated, value, 0.0)
+
+            # Truncations are rare, so their extra forward pass runs only at the steps that have one.
+            last = jax.lax.cond(
+                jnp.any(time_step.truncated), final_value, lambda: jnp.zeros(num_envs, jnp.float32)
+            )
+            pixel_change = None
+            if pc_cell is not None:
+                frames = [
+                    _images(pixel_stream(x, pc_stream))
+                    for x in (time_step.final_observation, actors.inputs.observation)
+                ]
+                pixel_change = pixel_change_2d_estimator(*frames, stride=pc_cell)
+            record = Rollout(
+                inputs=actors.inputs,
+                action=action,
+                logits=output.logits,
+                value=output.value,
+                reward=time_step.reward,
+                terminated=time_step.terminated,
+                truncated=time_step.truncated,
+                final_value=last,
+                pixel_change=pixel_change,
+            )
+            total, count = actors.episode_return + time_step.reward, actors.episode_length + 1
+            return Actors(
+                env_state=env_state,
+                inputs=AgentInput(time_step.observation, action, time_step.reward, done),
+                core=core,
+                keys=keys[:, 2],
+                episode_return=jnp.where(done, 0.0, total),
+                episode_length=jnp.where(done, 0, count),
+                last_return=jnp.where(done, total, actors.last_return),
+                last_length=jnp.where(done, count, actors.last_length),
+            ), record
+
+        actors, record = jax.lax.scan(one_step, actors, length=length)
+        last_value = apply(params, actors.inputs, actors.core, held(noise_key))[0].value
+        return actors, record, last_value
+
+    return reset, rollout
+
+
+def _images(x: jax.Array) -> jax.Array:
+    return x.reshape(x.shape[0], *as_image(x.shape[1:]))
