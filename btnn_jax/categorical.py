@@ -138,6 +138,6 @@ def matching_leaves(name: str, tree: PyTree, like_name: str, like: PyTree) -> li
     """Leaves of both trees, pair by pair; a `ValueError` with both structures if they differ."""
     leaves, found = jax.tree.flatten(tree)
     like_leaves, expected = jax.tree.flatten(like)
-    if found != expected:
+    if found != expected:  # type: ignore[operator]
         raise ValueError(f"expected {name} of the structure of {like_name}, {expected}, got {found}")
     return list(zip(leaves, like_leaves, strict=True))
