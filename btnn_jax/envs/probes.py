@@ -202,9 +202,9 @@ def truncation(limit: int = 10) -> Probe:
 
     Every step pays the observation, -1 or 1, which stays for the whole episode.
 
-    Right answer: the value is `observation[0] / (1 - discount)` at every step. An agent that takes the cut
-    for an end learns 0.41 (from whole returns) to 0.53 (from one-step targets) of that at discount 0.9 and limit
-    10. So does one that bootstraps from the next episode's first observation, whose sign is independent.
+    Right answer: the value is `observation[0] / (1 - discount)` at every step. At discount 0.9 and limit 10
+    an agent that takes the cut for an end learns 0.41 (from whole returns) to 0.53 (from one-step targets) of
+    that. So does one that bootstraps from the next episode's first observation, whose sign is independent.
     """
     _check_at_least(1, limit=limit)
     return Probe(
