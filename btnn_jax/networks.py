@@ -59,8 +59,8 @@ class Conv2DNetwork(nn.Module):
       layer: `Conv2D`, `DepthwiseConv2D` or another module with their fields.
       dropout_rate: dropped share of each layer's output, stream `dropout`.
       norm: "layer", or None for no norm.
-      norm_epsilon: added to the variance. This default is BTGym's; it makes the gradient of an image of one colour
-        1e6 times too large, so take 1e-6 or more where such images occur.
+      norm_epsilon: added to the variance. The default, that of BTGym, makes the gradient of an image of one
+        colour 1e6 times too large: take 1e-6 or more where such images occur.
       dtype: type of computation.
       param_dtype: type of the parameters.
 
@@ -308,7 +308,8 @@ class DenseAACNetwork(nn.Module):
         """Samples one-hot actions, float32 like `logits`; the key is consumed. Needs no parameters."""
         leaves, structure = jax.tree.flatten(logits)
         keys = jax.random.split(key, len(leaves))
-        return structure.unflatten([categorical_sample(k, x) for k, x in zip(keys, leaves, strict=True)])
+        samples = [categorical_sample(k, x) for k, x in zip(keys, leaves, strict=True)]
+        return jax.tree.unflatten(structure, samples)
 
 
 class DenseRPNetwork(nn.Module):
@@ -392,7 +393,7 @@ class DuellingPCNetwork(nn.Module):
         q = deconv2d(z, kernel, self.stride)
         q = q.astype(jnp.float32) + jnp.broadcast_to(bias.astype(jnp.float32), q.shape)
         ends = [sum(leaf.shape[-1] for leaf in leaves[:k]) for k in range(1, len(leaves))]
-        return structure.unflatten(jnp.split(q, ends, axis=-1))
+        return jax.tree.unflatten(structure, jnp.split(q, ends, axis=-1))
 
 
 def pixel_change_2d_estimator(
@@ -439,11 +440,10 @@ def pixel_change_2d_estimator(
     )  # 0 changes neither sum nor maximum
 
     # Sums of strided slices compile to one pass over the frames, a windowed reduction does not.
-    pixels = [
-        sum(change[..., i :: stride[0], j :: stride[1], k].astype(jnp.float32) for k in range(channels))
-        for i in range(stride[0])
-        for j in range(stride[1])
-    ]
+    def over_channels(pixels: Array) -> Array:
+        return functools.reduce(jnp.add, [pixels[..., k].astype(jnp.float32) for k in range(channels)])
+
+    pixels = [over_channels(change[..., i :: stride[0], j :: stride[1], :]) for i, j in np.ndindex(*stride)]
     if pool == "max":
         return functools.reduce(jnp.maximum, pixels) / channels
     counts = np.outer(*(axis.reshape(n, s).sum(1) for axis, n, s in zip(inside, cells, stride, strict=True)))
@@ -506,9 +506,7 @@ def pc_inner_shape(
     output = tuple((n - 1) * s + f for n, (_, f, s) in zip(inner, sizes, strict=True))
     if output != grid:
         fitting = tuple(
-            min(
-                (f for f in range(1, g + 1) if (g - f) % s == 0), key=lambda f, wanted=wanted: abs(f - wanted)
-            )
+            min((abs(f - wanted), f) for f in range(1, g + 1) if (g - f) % s == 0)[1]
             for g, wanted, s in sizes
         )
         raise ValueError(

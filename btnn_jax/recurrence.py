@@ -1,8 +1,8 @@
 """The LSTM over time as one pure function with its own gradient.
 
-What does not depend on the previous step is taken out of the loop: the input product runs once over all `T * B`
-rows before the forward scan, the weight gradients once over all rows after the backward scan. What stays in the
-loop is one recurrent product per step and element-wise arithmetic.
+What does not depend on the previous step is taken out of the loop: the input product runs once over all
+`T * B` rows before the forward scan, the weight gradients once over all rows after the backward scan. What
+stays in the loop is one recurrent product per step and element-wise arithmetic.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 LSTMState = tuple[Array, Array]  # cell and hidden state (c, h), each [B, H]
-Gates = tuple[Array, Array, Array, Array]  # i, j, f, o, each [..., H]
 
 
 def lstm(
@@ -35,7 +34,7 @@ def lstm(
     Gers et al. (2000), "Learning to Forget", section 3. The gates are in the order of TensorFlow's
     `BasicLSTMCell`, so its kernel and bias fit as they are.
 
-    Products run in the type of `x`; state, gates and sums are at least float32. No gradient crosses a reset.
+    Products run in the type of `x`; state, gates and sums are float32. No gradient crosses a reset.
     Forward-mode differentiation (`jax.jvp`, `jax.jacfwd`) is not supported.
 
     Args:
@@ -60,9 +59,8 @@ def lstm(
     """
     _check_shapes(x, kernel, bias, state, resets, lengths)
     T, H = x.shape[0], state[1].shape[-1]
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    c, h = (s.astype(wide) for s in state)
-    bias = bias.astype(wide) + jnp.repeat(jnp.array([0, 0, forget_bias, 0], wide), H)
+    c, h = (s.astype(jnp.float32) for s in state)
+    bias = bias.astype(jnp.float32) + jnp.repeat(jnp.array([0, 0, forget_bias, 0], jnp.float32), H)
     running = None
     if lengths is not None:
         running = jnp.arange(T, dtype=lengths.dtype)[:, None] < lengths[None, :]
@@ -70,12 +68,14 @@ def lstm(
     return _lstm(x, kernel.astype(x.dtype), bias, c, h, resets, running)
 
 
-def _check_shapes(x, kernel, bias, state, resets, lengths):
+def _check_shapes(
+    x: Array, kernel: Array, bias: Array, state: LSTMState, resets: Array | None, lengths: Array | None
+) -> None:
     if x.ndim != 3:
         raise ValueError(f"x must be time-major [T, B, D], got shape {x.shape}")
     T, B, D = x.shape
     H = state[1].shape[-1]
-    wanted = {
+    wanted: dict[str, tuple[Array | None, tuple[int, ...]]] = {
         "c": (state[0], (B, H)),
         "h": (state[1], (B, H)),
         "kernel": (kernel, (D + H, 4 * H)),
@@ -90,28 +90,28 @@ def _check_shapes(x, kernel, bias, state, resets, lengths):
             )
 
 
-def _product(a: Array, b: Array, wide: jnp.dtype) -> Array:
-    return jnp.matmul(a, b, preferred_element_type=wide)
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
 def _columns(reset: Array | None) -> Array | None:
     return None if reset is None else reset[..., None]
 
 
-def _forward(x, kernel, bias, c, h, resets, running, *, keep: bool):
+def _forward(x, kernel, bias, c, h, resets, running, *, keep):  # type: ignore[no-untyped-def]
     """Runs the cell over time; with `keep` also returns what the backward pass reads."""
-    D, dtype, wide = x.shape[-1], x.dtype, c.dtype
+    D, dtype = x.shape[-1], x.dtype
     recurrent = kernel[D:]
-    inputs = tuple(jnp.split(_product(x, kernel[:D], wide) + bias[None, None], 4, axis=-1))
+    inputs = tuple(jnp.split(_product(x, kernel[:D]) + bias[None, None], 4, axis=-1))
     # Without the barrier XLA's CPU backend fuses the split into the loop and slices all gates at every step.
-    inputs = lax.optimization_barrier(inputs)
+    inputs = lax.optimization_barrier(inputs)  # type: ignore[no-untyped-call]
 
-    def step(state, at):
+    def step(state, at):  # type: ignore[no-untyped-def]
         c, h = state
         gates_x, reset, run = at
         if reset is not None:
             c, h = jnp.where(reset, 0, c), jnp.where(reset, 0, h)
-        gates_h = jnp.split(_product(h.astype(dtype), recurrent, wide), 4, axis=-1)
+        gates_h = jnp.split(_product(h.astype(dtype), recurrent), 4, axis=-1)
         i, j, f, o = (a + b for a, b in zip(gates_x, gates_h, strict=True))
         i, j, f, o = jax.nn.sigmoid(i), jnp.tanh(j), jax.nn.sigmoid(f), jax.nn.sigmoid(o)
         c_new = f * c + i * j
@@ -127,23 +127,23 @@ def _forward(x, kernel, bias, c, h, resets, running, *, keep: bool):
 
 
 @jax.custom_vjp
-def _lstm(x, kernel, bias, c, h, resets, running):
-    y, state, _ = _forward(x, kernel, bias, c, h, resets, running, keep=False)
+def _lstm(x, kernel, bias, c, h, resets, running):  # type: ignore[no-untyped-def]
+    y, state, _ = _forward(x, kernel, bias, c, h, resets, running, keep=False)  # type: ignore[no-untyped-call]
     return y.astype(x.dtype), state
 
 
-def _lstm_fwd(x, kernel, bias, c, h, resets, running):
-    y, state, kept = _forward(x, kernel, bias, c, h, resets, running, keep=True)
+def _lstm_fwd(x, kernel, bias, c, h, resets, running):  # type: ignore[no-untyped-def]
+    y, state, kept = _forward(x, kernel, bias, c, h, resets, running, keep=True)  # type: ignore[no-untyped-call]
     return (y.astype(x.dtype), state), (x, kernel, h, y, kept, resets, running)
 
 
-def _lstm_bwd(residuals, cotangents):
+def _lstm_bwd(residuals, cotangents):  # type: ignore[no-untyped-def]
     x, kernel, h_first, y, kept, resets, running = residuals
     dy, (dc, dh) = cotangents
-    D, dtype, wide = x.shape[-1], x.dtype, h_first.dtype
+    D, dtype = x.shape[-1], x.dtype
     recurrent_t = kernel[D:].T
 
-    def step(carry, at):
+    def step(carry, at):  # type: ignore[no-untyped-def]
         dc_after, dh_after = carry
         dy, ((i, j, f, o), c, tanh_c), reset, run = at
         dh = dh_after + dy
@@ -158,22 +158,22 @@ def _lstm_bwd(residuals, cotangents):
         if run is not None:
             dgates = jnp.where(run, dgates, 0)
         dgates = dgates.astype(dtype)
-        dc, dh = dc * f, _product(dgates, recurrent_t, wide)
+        dc, dh = dc * f, _product(dgates, recurrent_t)
         if reset is not None:
             dc, dh = jnp.where(reset, 0, dc), jnp.where(reset, 0, dh)
         if run is not None:
             dc, dh = jnp.where(run, dc, dc_after), jnp.where(run, dh, dh_after)
         return (dc, dh), dgates
 
-    steps = (dy.astype(wide), kept, _columns(resets), _columns(running))
+    steps = (dy.astype(jnp.float32), kept, _columns(resets), _columns(running))
     (dc, dh), dgates = lax.scan(step, (dc, dh), steps, reverse=True)
     h_before = jnp.concatenate([h_first[None], y[:-1]])  # past a length y is not h, but there dgates is 0
     if resets is not None:
         h_before = jnp.where(resets[..., None], 0, h_before)
     rows = jnp.concatenate([x, h_before.astype(dtype)], axis=-1)
-    dkernel = jnp.einsum("tbi,tbo->io", rows, dgates, preferred_element_type=wide)
-    dbias = dgates.astype(wide).sum((0, 1))
-    dx = _product(dgates, kernel[:D].T, wide)
+    dkernel = jnp.einsum("tbi,tbo->io", rows, dgates, preferred_element_type=jnp.float32)
+    dbias = dgates.astype(jnp.float32).sum((0, 1))
+    dx = _product(dgates, kernel[:D].T)
     return dx.astype(dtype), dkernel.astype(dtype), dbias, dc, dh, None, None
 
 
