@@ -312,8 +312,6 @@ def pixel_control_targets(
         )
     if next_q.shape == pixel_changes.shape[1:]:
         next_q = jnp.broadcast_to(next_q[None], pixel_changes.shape)
-    if jnp.ndim(discount):
-        discount = jnp.asarray(discount)[..., None, None]
     cells = [jnp.broadcast_to(x[..., None, None], pixel_changes.shape) for x in (terminated, truncated)]
     return discounted_returns(pixel_changes, next_q, *cells, discount=discount)
 
@@ -358,7 +356,7 @@ def _carried(lambda_: ArrayLike, truncated: Array) -> Array:
 
 
 def _per_step(x: ArrayLike, like: Array) -> Array:
-    """A scalar, or `[T, ...]` with as many axes as `like` (trailing ones appended)."""
+    """A scalar, or an array of the shape of `like`, from one that may lack trailing axes."""
     x = _float32(x)
     if x.ndim == 0:
         return x
