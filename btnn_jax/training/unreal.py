@@ -14,7 +14,7 @@ from flax import struct
 from btnn_jax import categorical, losses, targets
 from btnn_jax.envs.base import Environment
 from btnn_jax.policies import AgentInput, State, UnrealPolicy, init_params, make_policy
-from btnn_jax.replay import Replay, ReplayState, Windows, make_replay
+from btnn_jax.replay import Frames, Replay, ReplayState, Window, make_replay
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.rollout import Actors, Rollout, make_rollout
 
@@ -38,10 +38,11 @@ class TrainState:
 class ReplayStep(NamedTuple):
     """One stored step; leaves `[..., B, ...]`."""
 
-    inputs: AgentInput
+    observation: PyTree
+    last_action: PyTree
+    last_reward: jax.Array
     action: PyTree
     log_prob: jax.Array  # float32, of the action under the policy that acted
-    reward: jax.Array
     terminated: jax.Array
     pixel_change: jax.Array | None
 
@@ -119,7 +120,8 @@ def make_unreal(
         stored = None
         if config.replays:
             record = jax.eval_shape(rollout, params, actors, learner_key)[1]
-            stored = replay.init(jax.eval_shape(_to_replay, record), actors.core)
+            first = jax.eval_shape(lambda record: jax.tree.map(lambda x: x[0], _to_replay(record)), record)
+            stored = replay.init(first, actors.core)
         return TrainState(
             params=params,
             opt_state=optimizer.init(params),
@@ -156,7 +158,9 @@ def make_unreal(
         actors, record, last_value = rollout(state.params, state.actors, noise_key)
         stored = state.replay
         if stored is not None:
-            stored = replay.add(stored, _to_replay(record), state.actors.core)
+            stored = replay.add(
+                stored, _to_replay(record), record.reward, record.inputs.reset, state.actors.core
+            )
 
         following = targets.next_values(record.value, last_value, record.truncated, record.final_value)
         advantage, returns = targets.gae(
@@ -245,18 +249,20 @@ def make_task_loss(
             return losses.aac_loss(*arguments, **weights)
         return losses.ppo_loss(*arguments, batch.rollout.logits, epsilon=config.ppo_epsilon, **weights)
 
-    def replayed(params, windows: Windows, noise_key) -> tuple[jax.Array, Metrics]:
+    def replayed(params, window: Window, noise_key) -> tuple[jax.Array, Metrics]:
         """Value replay and pixel control, both from one pass over the replayed sequences."""
         pass_key, pixel_key = jax.random.split(noise_key)
-        steps, core = windows.steps, windows.core
-        output, _ = apply(params, steps.inputs, core, pass_key)
-        learn, cut = targets.window_mask(windows.where, steps.terminated, jnp.zeros_like(steps.terminated))
+        steps = window.steps
+        inputs = AgentInput(steps.observation, steps.last_action, steps.last_reward, window.resets)
+        output, _ = apply(params, inputs, window.core, pass_key)
+        # A truncated step is the last of its window, so the mask alone says where returns are cut.
+        learn, cut = targets.window_mask(window.where, steps.terminated, jnp.zeros_like(steps.terminated))
         loss, metrics = jnp.zeros(()), {}
         if config.vr_weight:
             log_ratios = categorical.log_prob(output.logits, steps.action) - steps.log_prob
             returns, _ = targets.vtrace(
                 jax.lax.stop_gradient(log_ratios),
-                steps.reward,
+                window.rewards,
                 output.value,
                 targets.next_values(output.value, output.value[-1]),
                 steps.terminated,
@@ -283,9 +289,9 @@ def make_task_loss(
             metrics["pixel_control_loss"] = pixel_loss
         return loss, metrics
 
-    def reward_prediction(params, frames, noise_key) -> tuple[jax.Array, Metrics]:
-        logits = head(params, UnrealPolicy.reward_prediction, frames.observation, noise_key)
-        classes = targets.reward_class(frames.reward, config.rp_threshold)
+    def reward_prediction(params, frames: Frames, noise_key) -> tuple[jax.Array, Metrics]:
+        logits = head(params, UnrealPolicy.reward_prediction, frames.steps.observation, noise_key)
+        classes = targets.reward_class(frames.rewards, config.rp_threshold)
         loss, _ = losses.rp_loss(classes, logits, where=frames.where, axis_name=axis_name)
         return config.rp_weight * loss, {"reward_prediction_loss": loss}
 
@@ -296,7 +302,7 @@ def make_task_loss(
         if config.vr_weight or config.pc_weight:
             parts.append(replayed(params, replay.sample(window_key, stored, config.replay_batch), window_noise_key))
         if config.rp_weight:
-            frames = replay.sample_rebalanced(frame_key, stored, config.rp_batch)
+            frames = replay.sample_rebalanced(frame_key, stored, config.rp_batch, config.rp_frames)
             parts.append(reward_prediction(params, frames, frame_noise_key))
         for part, part_metrics in parts:
             loss, metrics = loss + part, metrics | part_metrics
@@ -307,10 +313,11 @@ def make_task_loss(
 
 def _to_replay(record: Rollout) -> ReplayStep:
     return ReplayStep(
-        inputs=record.inputs,
+        observation=record.inputs.observation,
+        last_action=record.inputs.last_action,
+        last_reward=record.inputs.last_reward,
         action=record.action,
         log_prob=categorical.log_prob(record.logits, record.action),
-        reward=record.reward,
         terminated=record.terminated,
         pixel_change=record.pixel_change,
     )
