@@ -1,0 +1,267 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from btnn_jax import envs
+from btnn_jax.training.config import UnrealConfig
+from btnn_jax.training.evaluate import make_evaluate, make_evaluate_random
+from btnn_jax.training.unreal import make_optimizer, make_unreal, make_unreal_policy
+
+TINY = UnrealConfig(
+    num_envs=4,
+    rollout_length=8,
+    total_steps=32 * 100,
+    epochs=1,
+    minibatches=2,
+    hidden=(8,),
+    lstm=(8,),
+    num_filters=(2,),
+    replay_length=32,
+    replay_batch=2,
+    rp_batch=4,
+)
+BARE = dataclasses.replace(TINY, pc_weight=0, vr_weight=0, rp_weight=0)
+ALWAYS = {
+    "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "explained_variance", "gradient_norm",
+    "episode_return", "episode_length", "skipped", "learning_rate", "noise_sigma",
+}  # fmt: skip
+
+
+def run(config, env, updates, seed=0):
+    init, step = make_unreal(config, env)
+    state, step = jax.jit(init)(jax.random.key(seed)), jax.jit(step, donate_argnums=0)
+    for _ in range(updates):
+        state, metrics = step(state)
+    return state, metrics
+
+
+@pytest.mark.parametrize("algorithm", ["a2c", "ppo"])
+@pytest.mark.parametrize("tasks", ["pc", "vr", "rp", "pc vr rp"])
+def test_every_algorithm_runs_with_every_task(algorithm, tasks):
+    env = envs.make("probe-pixels")
+    off = {f"{task}_weight": 0.0 for task in ("pc", "vr", "rp") if task not in tasks}
+    config = dataclasses.replace(TINY, algorithm=algorithm, entropy_beta_final=0.0, **off)
+    state, metrics = run(config, env, 3)
+    names = {"pc": "pixel_control_loss", "vr": "value_replay_loss", "rp": "reward_prediction_loss"}
+    ppo_only = {"approx_kl", "clip_fraction"} if algorithm == "a2c" else set()
+    assert set(metrics) == (ALWAYS | {names[t] for t in tasks.split()}) - ppo_only
+    assert all(value.shape == () and value.dtype == jnp.float32 for value in metrics.values())
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert state.update == 3
+    # a task that is switched off has no parameters
+    assert ("pc_head" in state.params) == ("pc" in tasks)
+    assert ("rp_head" in state.params) == ("rp" in tasks)
+
+
+def test_at_unchanged_parameters_the_ratio_is_one():
+    config = dataclasses.replace(TINY, minibatches=1, pc_weight=0, vr_weight=0, rp_weight=0)
+    _, metrics = run(config, envs.make("probe-memory"), 3)
+    np.testing.assert_allclose(metrics["approx_kl"], 0.0, atol=1e-6)
+    assert metrics["clip_fraction"] == 0
+    several = dataclasses.replace(config, epochs=2, learning_rate=0.01, learning_rate_schedule="constant")
+    assert run(several, envs.make("probe-memory"), 3)[1]["approx_kl"] > 1e-6
+
+
+def test_the_second_call_compiles_nothing_and_keeps_nothing():
+    init, step = make_unreal(TINY, envs.make("probe-pixels"))
+    state, step = jax.jit(init)(jax.random.key(0)), jax.jit(step, donate_argnums=0)
+    state, _ = step(state)
+    living = len(jax.live_arrays())
+    for _ in range(5):
+        state, metrics = step(state)
+    del metrics
+    assert step._cache_size() == 1
+    assert len(jax.live_arrays()) <= living
+
+
+def test_seeds_differ_and_repeat_in_one_program():
+    config = dataclasses.replace(BARE, total_steps=32 * 6)
+    init, step = make_unreal(config, envs.make("probe-choice"))
+    seeds = jnp.array([0, 1, 2, 0])
+    state = jax.jit(jax.vmap(lambda seed: init(jax.random.key(seed))))(seeds)
+    step = jax.jit(jax.vmap(step))
+    curves = []
+    for _ in range(6):
+        state, metrics = step(state)
+        curves.append(metrics["policy_loss"])
+    assert step._cache_size() == 1
+    curves = np.stack(curves)
+    np.testing.assert_array_equal(curves[:, 0], curves[:, 3])
+    assert len(np.unique(curves, axis=1).T) == 3
+
+
+def test_one_seed_alone_is_the_seed_among_others():
+    config = dataclasses.replace(BARE, total_steps=32 * 3)
+    init, step = make_unreal(config, envs.make("probe-choice"))
+    states = jax.vmap(lambda seed: init(jax.random.key(seed)))(jnp.arange(2))
+    alone = init(jax.random.key(1))
+    for _ in range(3):
+        states, _ = jax.jit(jax.vmap(step))(states)
+        alone, _ = jax.jit(step)(alone)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-4, atol=1e-5), states.params, alone.params
+    )
+
+
+class Poisoned:
+    """An environment whose reward is not a number when the state says so."""
+
+    def __init__(self, bad_steps):
+        self.inner, self.bad_steps = envs.make("probe-constant"), bad_steps
+        self.name, self.observation, self.action_depths = "poisoned", self.inner.observation, 2
+
+    def reset(self, key):
+        state, observation = self.inner.reset(key)
+        return (state, jnp.zeros((), jnp.int32)), observation
+
+    def step(self, key, state, action):
+        inner, time = state
+        inner, step = self.inner.step(key, inner, action)
+        bad = (time >= self.bad_steps[0]) & (time < self.bad_steps[1])
+        return (inner, time + 1), step._replace(reward=jnp.where(bad, jnp.nan, step.reward))
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_counted():
+    config = dataclasses.replace(BARE, lstm=(), minibatches=2, epochs=2)
+    init, step = make_unreal(config, Poisoned((8, 16)))
+    state, step = jax.jit(init)(jax.random.key(0)), jax.jit(step)
+    first, metrics = step(state)
+    assert metrics["skipped"] == 0
+    second, metrics = step(first)
+    assert metrics["skipped"] == second.skipped == 4
+    assert all(np.isfinite(metrics[name]) for name in ("policy_loss", "value_loss", "gradient_norm"))
+    jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
+    jax.tree.map(np.testing.assert_array_equal, first.opt_state, second.opt_state)
+    third, metrics = step(second)
+    assert metrics["skipped"] == 4
+    assert not np.array_equal(jax.tree.leaves(second.params)[0], jax.tree.leaves(third.params)[0])
+
+
+def test_the_global_norm_is_bounded():
+    config = dataclasses.replace(TINY, max_grad_norm=0.5)
+    optimizer = make_optimizer(config)
+    params = {"a": jnp.zeros(3), "b": jnp.zeros(4)}
+    gradients = {"a": jnp.full(3, 100.0), "b": jnp.full(4, -1.0)}
+    _, state = optimizer.update(gradients, optimizer.init(params), params)
+    first_moment = optax.tree_utils.tree_get(state, "mu")
+    np.testing.assert_allclose(optax.global_norm(first_moment), 0.1 * 0.5, rtol=1e-5)
+    # bounded together, not element by element: the direction stays
+    np.testing.assert_allclose(first_moment["a"][0] / first_moment["b"][0], -100.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", ["a2c", "ppo"])
+def test_an_axis_of_devices_gives_every_device_the_same_parameters(algorithm):
+    config = dataclasses.replace(TINY, algorithm=algorithm)
+    init, step = make_unreal(config, envs.make("probe-pixels"), axis_name="devices")
+    assert jax.device_count() == 8
+    state = jax.vmap(init)(jax.random.split(jax.random.key(0), 2))
+    state = state.replace(params=jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), state.params))
+    mapped, metrics = jax.pmap(step, axis_name="devices", devices=jax.devices()[:2])(state)
+    for leaf in jax.tree.leaves((mapped.params, metrics)):
+        np.testing.assert_array_equal(leaf[0], leaf[1])
+    batched, _ = jax.jit(jax.vmap(step, axis_name="devices"))(state)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), mapped.params, batched.params
+    )
+
+
+LEARN = dataclasses.replace(
+    BARE, algorithm="a2c", num_envs=32, hidden=(16,), lstm=(), noisy=False, learning_rate=0.01, gae_lambda=0.9,
+    discount=0.9, value_weight=1.0, total_steps=32 * 8 * 300, learning_rate_schedule="constant",
+)  # fmt: skip
+
+
+def learned_values(name, observations, **fields):
+    """Values of `observations [N, ...]` after training on a probe."""
+    env = envs.make(name)
+    config = dataclasses.replace(LEARN, **fields)
+    state, _ = run(config, env, config.num_updates)
+    policy = make_unreal_policy(config, env)
+    zeros = jnp.zeros((1, len(observations)))
+    inputs = (observations[None], zeros.astype(jnp.int32), zeros, zeros.astype(bool))
+    inputs = type(state.actors.inputs)(*inputs)
+    return policy.apply({"params": state.params}, inputs, (), deterministic=True)[0].value[0]
+
+
+def test_learns_a_constant_value():
+    np.testing.assert_allclose(learned_values("probe-constant", jnp.zeros((1, 1))), 1.0, atol=0.05)
+
+
+def test_learns_a_value_that_depends_on_the_observation():
+    observations = jnp.array([[1.0], [-1.0]])
+    np.testing.assert_allclose(learned_values("probe-observation", observations), [1, -1], atol=0.05)
+
+
+def test_learns_discounted_values():
+    values = learned_values("probe-discount", jnp.eye(5))
+    np.testing.assert_allclose(values, 0.9 ** np.arange(4, -1, -1), atol=0.05)
+
+
+@pytest.mark.parametrize("fields", [{}, {"vr_weight": 1.0}], ids=["on-policy", "value replay"])
+def test_a_time_limit_is_not_an_end(fields):
+    observations = jnp.array([[1.0], [-1.0]])
+    np.testing.assert_allclose(learned_values("probe-truncation", observations, **fields), [10, -10], atol=1.0)
+
+
+def evaluate(config, env, state, greedy=True):
+    policy = make_unreal_policy(config, env)
+    return jax.jit(make_evaluate(env, policy, num_episodes=256, greedy=greedy))(state.params, jax.random.key(7))
+
+
+@pytest.mark.parametrize("name", ["probe-action", "probe-choice", "probe-heads"])
+@pytest.mark.parametrize("algorithm", ["a2c", "ppo"])
+def test_learns_to_choose(name, algorithm):
+    env = envs.make(name)
+    config = dataclasses.replace(LEARN, algorithm=algorithm, noisy=True, total_steps=32 * 8 * 100)
+    state, _ = run(config, env, config.num_updates)
+    episodes = evaluate(config, env, state)
+    assert episodes.finished.all()
+    assert episodes.returns.mean() > 0.98
+
+
+def test_memory_is_learned_with_the_lstm_and_not_without():
+    env = envs.make("probe-memory")
+    config = dataclasses.replace(LEARN, algorithm="ppo", lstm=(16,), entropy_beta=0.003, total_steps=32 * 8 * 250)
+    state, _ = run(config, env, config.num_updates)
+    assert evaluate(config, env, state).returns.mean() > 0.95
+    config = dataclasses.replace(config, lstm=())
+    state, _ = run(config, env, config.num_updates)
+    assert evaluate(config, env, state).returns.mean() < 0.45
+
+
+def test_pixel_control_knows_what_an_action_changes():
+    env = envs.make("probe-pixels")
+    config = dataclasses.replace(
+        LEARN, pc_weight=1.0, pc_discount=0.0, pc_cell=(2, 2), hidden=(32,), entropy_beta=1.0, replay_length=64,
+        replay_batch=32, learning_rate=0.003, total_steps=32 * 8 * 300,
+    )  # fmt: skip
+    state, _ = run(config, env, config.num_updates)
+    policy = make_unreal_policy(config, env)
+    inputs = jax.tree.map(lambda x: x[None], state.actors.inputs)
+
+    def q(module):
+        output, _ = module(inputs, (), deterministic=True)
+        return module.pixel_control(output.features, deterministic=True)
+
+    q = np.mean(policy.apply({"params": state.params}, method=q)[0], axis=0)  # [4, 4, 5]
+    wanted = np.zeros((4, 4, 5))
+    for k, (row, column) in enumerate([(0, 0), (0, 2), (2, 0), (2, 2)], 1):
+        wanted[row : row + 2, column : column + 2, k] = 1
+    np.testing.assert_allclose(q, wanted, atol=0.15)
+
+
+def test_evaluation_counts_each_environments_first_episode():
+    env = envs.make("probe-discount", length=5)
+    episodes = jax.jit(make_evaluate_random(env, num_episodes=64))(jax.random.key(0))
+    np.testing.assert_array_equal(episodes.returns, np.ones(64))
+    np.testing.assert_array_equal(episodes.lengths, np.full(64, 5))
+    cut = jax.jit(make_evaluate_random(env, num_episodes=64, max_steps=3))(jax.random.key(0))
+    assert not cut.finished.any()
+    np.testing.assert_array_equal(cut.lengths, np.full(64, 3))
+    random = jax.jit(make_evaluate_random(envs.make("probe-choice"), num_episodes=4096))(jax.random.key(0))
+    depths = envs.make("probe-choice").action_depths
+    np.testing.assert_allclose(random.returns.mean(), 1 / depths, atol=0.04)
