@@ -104,10 +104,10 @@ def pixel_control(B: int, T: int = 20, A: int = 4) -> tuple[Program, Program]:
 
 RLAX = "rlax under vmap"
 CASES = (
-    Case("A2C loss, 20x16, 6 actions", RLAX, partial(a2c, 20, 16, 6), 1.5),
+    Case("A2C loss, 20x64, 4 actions", RLAX, partial(a2c, 20, 64, 4), 1.5),
     Case("A2C loss, 20x64, 18 actions", RLAX, partial(a2c, 20, 64, 18), 1.5),
     Case("A2C loss, 128x64, 4 actions", RLAX, partial(a2c, 128, 64, 4), 1.5),
-    Case("PPO loss, 20x16, 6 actions", RLAX, partial(ppo, 20, 16, 6), 1.7),
+    Case("PPO loss, 20x64, 4 actions", RLAX, partial(ppo, 20, 64, 4), 1.7),
     Case("PPO loss, 20x64, 18 actions", RLAX, partial(ppo, 20, 64, 18), 1.7),
     Case("PPO loss, 128x64, 4 actions", RLAX, partial(ppo, 128, 64, 4), 1.7),
     Case("pixel control, batch 1", RLAX, partial(pixel_control, 1), 1.4),

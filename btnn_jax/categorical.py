@@ -86,40 +86,38 @@ def log_prob_and_entropy(
     return functools.reduce(jnp.add, log_probs), functools.reduce(jnp.add, entropies)
 
 
-@jax.custom_jvp
+@jax.custom_vjp
 def _head(logits: Array, chosen: Array) -> tuple[Array, Array]:
     """Log-probability of `chosen` (one-hot) and entropy of one head, both `[N]`, from one exponential."""
-    return _head_values(chosen, *_softmax(logits))
+    return _head_forward(logits, chosen)[0]
 
 
-@_head.defjvp
-def _head_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Any, Any]:
+def _head_forward(logits: Array, chosen: Array) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+    shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
+    weights = jnp.exp(shifted)
+    total = jnp.sum(weights, axis=-1)
+    # Selects, because 0 times -inf, of an action that was not taken or cannot be, is to be 0.
+    taken = jnp.sum(jnp.where(chosen > 0, chosen * shifted, 0.0), axis=-1)
+    shifted = jnp.where(weights > 0, shifted, 0.0)
+    mean = jnp.sum(weights * shifted, axis=-1) / total
+    log_total = jnp.log(total)
+    return (taken - log_total, log_total - mean), (chosen, shifted, weights, total, mean)
+
+
+def _head_backward(residuals: tuple[Array, ...], cotangents: tuple[Array, Array]) -> tuple[Array, Array]:
     """`d log p[a] = sum((chosen - p) d logits)` and `d entropy = -sum(p (log p + entropy) d logits)`.
 
     By hand, because autodiff of `p log p` multiplies 0 by infinity at p = 0, and to share what both need.
     """
-    logits, chosen = primals
-    d_logits, _ = tangents
-    p, p_log_p, log_p = _softmax(logits)
-    log_probs, entropies = _head_values(chosen, p, p_log_p, log_p)
-    d_log_probs = jnp.sum((chosen - p) * d_logits, axis=-1)
-    d_entropies = -jnp.sum((p_log_p + p * entropies[..., None]) * d_logits, axis=-1)
-    return (log_probs, entropies), (d_log_probs, d_entropies)
+    chosen, shifted, weights, total, mean = residuals
+    for_log_prob, for_entropy = (cotangent[..., None] for cotangent in cotangents)
+    p = weights * (1.0 / total)[..., None]
+    # The shift cancels: log p + entropy = shifted - its mean under p.
+    d_logits = for_log_prob * (chosen - p) - for_entropy * p * (shifted - mean[..., None])
+    return d_logits, jnp.zeros_like(chosen)
 
 
-def _softmax(logits: Array) -> tuple[Array, Array, Array]:
-    """`p`, `p log p` (0 at p = 0) and `log p`, each `[N, A]`."""
-    shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
-    weights = jnp.exp(shifted)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    p, log_p = weights / total, shifted - jnp.log(total)
-    return p, jnp.where(p > 0, p * log_p, 0.0), log_p
-
-
-def _head_values(chosen: Array, p: Array, p_log_p: Array, log_p: Array) -> tuple[Array, Array]:
-    # A select, because an action that was not taken may have log-probability -inf.
-    log_probs = jnp.sum(jnp.where(chosen > 0, chosen * log_p, 0.0), axis=-1)
-    return log_probs, -jnp.sum(p_log_p, axis=-1)
+_head.defvjp(_head_forward, _head_backward)
 
 
 def one_hot(actions: Array, shape: tuple[int, ...]) -> Array:

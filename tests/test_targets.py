@@ -69,7 +69,7 @@ def loop_lambda(x, b, t, lambda_):
 
 
 def loop_vtrace(x, b, t, lambda_, clip_rho, clip_c):
-    """Equation 1 of IMPALA: `V(s_t)` and a discounted sum of errors, each times the c of the steps before it."""
+    """Equation 1 of IMPALA: `V(s_t)` and a discounted sum of errors, each times the c before it."""
     total, weight = x.values[t, b], 1.0
     for k in range(t, len(x.rewards)):
         ratio = np.exp(x.log_ratios[k, b])
