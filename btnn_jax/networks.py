@@ -33,17 +33,33 @@ def _call_noisy(layer: nn.Module, x: Array, deterministic: bool) -> Array:
     return layer(x, deterministic=deterministic) if hasattr(layer, "deterministic") else layer(x)
 
 
-def _image_norm(module: nn.Module, name: str, axes: tuple[int, ...] = (-3, -2, -1)) -> nn.Module:
-    """Layer norm with mean and variance over `axes` together, and one scale and shift per channel."""
-    return nn.LayerNorm(
-        epsilon=module.norm_epsilon,
-        reduction_axes=axes,
-        feature_axes=-1,
-        use_fast_variance=False,  # E[x^2] - E[x]^2 cancels badly beside so small an epsilon
-        dtype=module.dtype,
-        param_dtype=module.param_dtype,
-        name=name,
-    )
+class LayerNorm(nn.Module):
+    """Zero mean and unit variance over `axes` together, then one scale and shift per channel (the last axis).
+
+    Ba et al. (2016), "Layer Normalization". Computed in float32, returned in `dtype` (None: as it came).
+    """
+
+    axes: tuple[int, ...] = (-3, -2, -1)  # height, width and channels
+    epsilon: float = 1e-12
+    use_scale: bool = True
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Normalises `[..., C]`."""
+        y = x.astype(jnp.float32)
+        y = y - y.mean(self.axes, keepdims=True)
+        # Not E[x^2] - E[x]^2, which cancels badly beside so small an epsilon.
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(self.axes, keepdims=True) + self.epsilon)
+        if self.use_scale:
+            y = y * self._channels("scale", nn.initializers.ones, y)
+        y = y + self._channels("bias", nn.initializers.zeros, y)
+        return y.astype(self.dtype or x.dtype)
+
+    def _channels(self, name: str, initializer: Initializer, y: Array) -> Array:
+        values = self.param(name, initializer, y.shape[-1:], self.param_dtype)
+        return jnp.broadcast_to(values.astype(jnp.float32), y.shape)
 
 
 class Conv2DNetwork(nn.Module):
@@ -84,18 +100,18 @@ class Conv2DNetwork(nn.Module):
     def __call__(self, x: Array, *, deterministic: bool = True) -> Array:
         """Maps images to feature maps; `deterministic` switches dropout off."""
         _check_choice("norm", self.norm, ("layer", None))
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         for k, filters in enumerate(self.num_filters, 1):
             x = self.layer(
                 filters,
                 filter_size=self.filter_size,
                 stride=self.stride,
                 pad=self.pad,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
                 name=f"conv_{k}",
+                **types,
             )(x)
             if self.norm is not None:
-                x = _image_norm(self, f"norm_{k}")(x)
+                x = LayerNorm(epsilon=self.norm_epsilon, name=f"norm_{k}", **types)(x)
             x = nn.Dropout(self.dropout_rate)(nn.elu(x), deterministic=deterministic)
         return x
 
@@ -131,18 +147,18 @@ class Conv1DNetwork(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Maps signals to feature maps."""
         _check_choice("norm", self.norm, ("layer", None))
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         for k in range(1, self.num_layers + 1):
             y = Conv1D(
                 self.num_filters,
                 filter_size=self.filter_size,
                 stride=self.stride,
                 pad=self.pad,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
                 name=f"conv_{k}",
+                **types,
             )(x)
             if self.norm is not None:
-                y = _image_norm(self, f"norm_{k}", axes=(-2, -1))(y)
+                y = LayerNorm((-2, -1), self.norm_epsilon, name=f"norm_{k}", **types)(y)
             y = nn.elu(y)
             x = x + y if self.skip and x.shape == y.shape else y
         return x
@@ -290,13 +306,8 @@ class DenseAACNetwork(nn.Module):
             y = dense(depth, _head_name("action", path))
             if self.logits_norm is None:
                 return y
-            norm = nn.LayerNorm(
-                epsilon=1e-12,
-                use_scale=False,
-                use_fast_variance=False,
-                param_dtype=self.param_dtype,
-                dtype=jnp.float32,
-                name=_head_name("norm", path),
+            norm = LayerNorm(
+                (-1,), use_scale=False, param_dtype=self.param_dtype, name=_head_name("norm", path)
             )
             return norm(y)
 
