@@ -118,11 +118,11 @@ def make_rollout(
             )
             pixel_change = None
             if pc_cell is not None:
-                frames = [
-                    _images(pixel_stream(x, pc_stream))
-                    for x in (time_step.final_observation, actors.inputs.observation)
-                ]
-                pixel_change = pixel_change_2d_estimator(*frames, stride=pc_cell)
+                pixel_change = _pixel_change(
+                    pixel_stream(time_step.final_observation, pc_stream),
+                    pixel_stream(actors.inputs.observation, pc_stream),
+                    pc_cell,
+                )
             record = Rollout(
                 inputs=actors.inputs,
                 action=action,
@@ -153,5 +153,8 @@ def make_rollout(
     return reset, rollout
 
 
-def _images(x: jax.Array) -> jax.Array:
-    return x.reshape(x.shape[0], *as_image(x.shape[1:]))
+def _pixel_change(after: jax.Array, before: jax.Array, cell: tuple[int, int]) -> jax.Array:
+    """Mean change of each cell `[B, h, w]`, in units of full white where the stream is pixels."""
+    shape = as_image(after.shape[1:])
+    change = pixel_change_2d_estimator(after.reshape(-1, *shape), before.reshape(-1, *shape), stride=cell)
+    return change / 255 if after.dtype == jnp.uint8 else change

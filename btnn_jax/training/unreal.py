@@ -107,10 +107,7 @@ def make_unreal(
         pc_stream=config.pc_stream,
     )
     replay = make_replay(config.replay_length, config.rollout_length, burn_in=config.replay_burn_in)
-    learning_rate = _learning_rate(config)
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm), optax.adam(learning_rate, eps=config.adam_epsilon)
-    )
+    optimizer = make_optimizer(config)
     task_loss = make_task_loss(config, policy, replay, axis_name)
 
     def init(key: jax.Array) -> TrainState:
@@ -206,7 +203,7 @@ def make_unreal(
         metrics |= experience
         metrics["skipped"] = (state.skipped + num_skipped).astype(jnp.float32)
         metrics["learning_rate"] = jnp.asarray(
-            learning_rate(state.update * config.gradients_per_update), jnp.float32
+            make_learning_rate(config)(state.update * config.gradients_per_update), jnp.float32
         )
         if sigmas := _noise_sigmas(params):
             metrics["noise_sigma"] = sum(jnp.sum(jnp.abs(x)) for x in sigmas) / sum(x.size for x in sigmas)
@@ -221,6 +218,24 @@ def make_unreal(
         ), metrics
 
     return init, step
+
+
+def make_learning_rate(config: UnrealConfig) -> optax.Schedule:
+    """The learning rate by number of gradient steps made."""
+    steps = config.num_updates * config.gradients_per_update
+    if config.learning_rate_schedule == "linear":
+        return optax.linear_schedule(config.learning_rate, 0.0, steps)
+    if config.learning_rate_schedule == "cosine":
+        return optax.cosine_decay_schedule(config.learning_rate, steps)
+    return optax.constant_schedule(config.learning_rate)
+
+
+def make_optimizer(config: UnrealConfig) -> optax.GradientTransformation:
+    """Adam (Kingma and Ba 2015) on gradients whose norm, all taken together, is at most `max_grad_norm`."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.adam(make_learning_rate(config), eps=config.adam_epsilon),
+    )
 
 
 def make_task_loss(
@@ -343,15 +358,6 @@ def _standardise(x: jax.Array, axis_name: str | None) -> jax.Array:
 
     centred = x - mean(x)
     return centred / (jnp.sqrt(mean(jnp.square(centred))) + 1e-8)
-
-
-def _learning_rate(config: UnrealConfig) -> optax.Schedule:
-    steps = config.num_updates * config.gradients_per_update
-    if config.learning_rate_schedule == "linear":
-        return optax.linear_schedule(config.learning_rate, 0.0, steps)
-    if config.learning_rate_schedule == "cosine":
-        return optax.cosine_decay_schedule(config.learning_rate, steps)
-    return optax.constant_schedule(config.learning_rate)
 
 
 def _noise_sigmas(params: PyTree) -> list[jax.Array]:
