@@ -202,20 +202,29 @@ class Replay:
         key_class, key_rank = jax.random.split(key)
         eligible = self._has_frames(state, frames)
         rewarding = eligible & (state.rewards != 0)
-        classes = jnp.stack([eligible & ~rewarding, rewarding])
-        # Entry number `rank` of a class is found in its running sums: first the ring's row, then the column.
-        counts = jnp.cumsum(jnp.sum(classes, axis=2, dtype=jnp.int32), axis=1)
-        total = counts[:, -1]
+        # All entries in line, those without a reward first: one is found by its rank in the running sum.
+        entries = jnp.concatenate([eligible & ~rewarding, rewarding])
+        running = jnp.cumsum(jnp.sum(entries, axis=1, dtype=jnp.int32))
+        zero, total = running[self.capacity - 1], running[-1]
+
         wanted = jax.random.bernoulli(key_class, shape=(num,))
-        chosen = jnp.where(jnp.all(total > 0), wanted, total[1] > 0).astype(jnp.int32)
-        rank = jax.random.randint(key_rank, (num,), 0, jnp.maximum(total[chosen], 1))
-        row, env = jax.vmap(_find, in_axes=(None, None, 0, 0))(classes, counts, chosen, rank)
+        reward = jnp.where((zero > 0) & (total > zero), wanted, total > zero)
+        low, high = jnp.where(reward, zero, 0), jnp.where(reward, total, zero)
+        rank = jax.random.randint(key_rank, (num,), low, jnp.maximum(high, low + 1))
+
+        # The limits hold where there is nothing at all to find.
+        line = jnp.minimum(jnp.searchsorted(running, rank, side="right"), 2 * self.capacity - 1)
+        within = jnp.cumsum(entries[line], axis=1, dtype=jnp.int32)
+        rank_within = rank - (running[line] - within[:, -1])
+        env = jnp.sum(within <= rank_within[:, None], axis=1, dtype=jnp.int32)
+        env = jnp.minimum(env, entries.shape[1] - 1)
+        row = line % self.capacity
 
         rows = (row[:, None] - jnp.arange(frames - 1, -1, -1, dtype=jnp.int32)[None]) % self.capacity
         return Frames(
             steps=_gather(state.steps, rows, env[:, None]),
             rewards=_gather(state.rewards, row, env),
-            where=jnp.broadcast_to(jnp.any(total > 0), (num,)),
+            where=jnp.broadcast_to(total > 0, (num,)),
         )
 
     def _oldest(self, state: ReplayState) -> Array:
@@ -277,22 +286,6 @@ def make_replay(
             f"got {capacity}"
         )
     return Replay(capacity, sequence_length, length, burn_in)
-
-
-def _find(classes: Array, counts: Array, chosen: Array, rank: Array) -> tuple[Array, Array]:
-    """Row and column of entry number `rank` of `classes[chosen]`; `counts` are the rows' running sums.
-
-    An empty class gives its last row and column.
-    """
-
-    def first_above(running: Array, value: Array) -> Array:
-        index = jnp.searchsorted(running, value, side="right").astype(jnp.int32)
-        return jnp.minimum(index, running.shape[0] - 1)
-
-    row = first_above(counts[chosen], rank)
-    columns = jnp.cumsum(classes[chosen, row], dtype=jnp.int32)
-    before = counts[chosen, row] - columns[-1]
-    return row, first_above(columns, rank - before)
 
 
 def _gather(ring: PyTree, row: Array, env: Array) -> PyTree:
