@@ -158,8 +158,12 @@ def _lstm_network(module: networks.LSTMNetwork, read: _Reader, inputs: int | Non
     params: Params = {}
     for k, size in enumerate(module.layers):
         cell = read.within(f"cell_{k}/basic_lstm_cell")
-        rows = None if inputs is None else inputs + size
-        params[f"layer_{k}"] = {"kernel": cell("kernel", (rows, 4 * size)), "bias": cell("bias", (4 * size,))}
+        kernel = cell("kernel", (None if inputs is None else inputs + size, 4 * size))
+        params[f"layer_{k}"] = {
+            "kernel_x": kernel[:-size],
+            "kernel_h": kernel[-size:],
+            "bias": cell("bias", (4 * size,)),
+        }
         inputs = size
     return params
 

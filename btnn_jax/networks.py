@@ -164,17 +164,10 @@ class Conv1DNetwork(nn.Module):
         return x
 
 
-def _lstm_kernel_init(input_size: int) -> Initializer:
-    """Glorot uniform rows for the input, one orthogonal matrix per gate for the hidden state."""
-
-    def init(key: Array, shape: tuple[int, int], dtype: Dtype) -> Array:
-        hidden = shape[1] // 4
-        input_key, *gate_keys = jax.random.split(key, 5)
-        inputs = nn.initializers.glorot_uniform()(input_key, (input_size, shape[1]), dtype)
-        gates = [nn.initializers.orthogonal()(k, (hidden, hidden), dtype) for k in gate_keys]
-        return jnp.concatenate([inputs, jnp.concatenate(gates, axis=1)])
-
-    return init
+def _orthogonal_gates(key: Array, shape: tuple[int, int], dtype: Dtype) -> Array:
+    """One orthogonal matrix per gate, side by side `[H, 4 * H]`."""
+    gates = [nn.initializers.orthogonal()(k, (shape[0], shape[0]), dtype) for k in jax.random.split(key, 4)]
+    return jnp.concatenate(gates, axis=1)
 
 
 class _LSTMLayer(nn.Module):
@@ -187,11 +180,14 @@ class _LSTMLayer(nn.Module):
     def __call__(
         self, x: Array, state: LSTMState, resets: Array | None, lengths: Array | None
     ) -> tuple[Array, LSTMState]:
-        shape = (x.shape[-1] + self.size, 4 * self.size)
-        kernel = self.param("kernel", _lstm_kernel_init(x.shape[-1]), shape, self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, shape[1:], self.param_dtype)
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return lstm(x, kernel, bias, state, resets=resets, lengths=lengths, forget_bias=self.forget_bias)
+        columns, init = 4 * self.size, nn.initializers
+        kernel_x = self.param("kernel_x", init.glorot_uniform(), (x.shape[-1], columns), self.param_dtype)
+        kernel_h = self.param("kernel_h", _orthogonal_gates, (self.size, columns), self.param_dtype)
+        bias = self.param("bias", init.zeros, (columns,), self.param_dtype)
+        x, kernel_x, kernel_h, bias = nn.dtypes.promote_dtype(x, kernel_x, kernel_h, bias, dtype=self.dtype)
+        return lstm(
+            x, kernel_x, kernel_h, bias, state, resets=resets, lengths=lengths, forget_bias=self.forget_bias
+        )
 
 
 class LSTMNetwork(nn.Module):

@@ -16,7 +16,8 @@ LSTMState = tuple[Array, Array]  # cell and hidden state (c, h), each [B, H]
 
 def lstm(
     x: Array,
-    kernel: Array,
+    kernel_x: Array,
+    kernel_h: Array,
     bias: Array,
     state: LSTMState,
     *,
@@ -26,20 +27,21 @@ def lstm(
 ) -> tuple[Array, LSTMState]:
     """Runs a long short-term memory over a time-major batch of sequences.
 
-    With `i, j, f, o = split([x_t, h_{t-1}] @ kernel + bias)`:
+    With `i, j, f, o = split(x_t @ kernel_x + h_{t-1} @ kernel_h + bias)`:
 
         c_t = sigmoid(f + forget_bias) * c_{t-1} + sigmoid(i) * tanh(j)
         h_t = sigmoid(o) * tanh(c_t)
 
     Gers et al. (2000), "Learning to Forget", section 3. The gates are in the order of TensorFlow's
-    `BasicLSTMCell`, so its kernel and bias fit as they are.
+    `BasicLSTMCell`, whose kernel is `kernel_x` on top of `kernel_h`.
 
     Products run in the type of `x`; state, gates and sums are float32. No gradient crosses a reset.
     Forward-mode differentiation (`jax.jvp`, `jax.jacfwd`) is not supported.
 
     Args:
       x: inputs `[T, B, D]`.
-      kernel: `[D + H, 4 * H]`, rows are input then hidden, columns the gates i, j, f, o.
+      kernel_x: `[D, 4 * H]`, columns are the gates i, j, f, o.
+      kernel_h: `[H, 4 * H]`, likewise.
       bias: `[4 * H]`.
       state: `(c, h)` before the first step, each `[B, H]`.
       resets: bool `[T, B]`; `resets[t]` zeroes the state before step t.
@@ -53,23 +55,29 @@ def lstm(
       ValueError: if a shape does not fit `x` and `state`.
 
     >>> x, state = jnp.ones([5, 2, 3]), (jnp.zeros([2, 4]), jnp.zeros([2, 4]))
-    >>> y, (c, h) = lstm(x, jnp.zeros([3 + 4, 4 * 4]), jnp.zeros(4 * 4), state)
+    >>> y, (c, h) = lstm(x, jnp.zeros([3, 4 * 4]), jnp.zeros([4, 4 * 4]), jnp.zeros(4 * 4), state)
     >>> y.shape, h.shape
     ((5, 2, 4), (2, 4))
     """
-    _check_shapes(x, kernel, bias, state, resets, lengths)
+    _check_shapes(x, kernel_x, kernel_h, bias, state, resets, lengths)
     T, H = x.shape[0], state[1].shape[-1]
     c, h = (s.astype(jnp.float32) for s in state)
     bias = bias.astype(jnp.float32) + jnp.repeat(jnp.array([0, 0, forget_bias, 0], jnp.float32), H)
     running = None
     if lengths is not None:
-        running = jnp.arange(T, dtype=lengths.dtype)[:, None] < lengths[None, :]
+        running = jnp.arange(T)[:, None] < lengths.astype(jnp.int32)[None, :]
         resets = None if resets is None else resets & running
-    return _lstm(x, kernel.astype(x.dtype), bias, c, h, resets, running)
+    return _lstm(x, kernel_x.astype(x.dtype), kernel_h.astype(x.dtype), bias, c, h, resets, running)
 
 
 def _check_shapes(
-    x: Array, kernel: Array, bias: Array, state: LSTMState, resets: Array | None, lengths: Array | None
+    x: Array,
+    kernel_x: Array,
+    kernel_h: Array,
+    bias: Array,
+    state: LSTMState,
+    resets: Array | None,
+    lengths: Array | None,
 ) -> None:
     if x.ndim != 3:
         raise ValueError(f"x must be time-major [T, B, D], got shape {x.shape}")
@@ -78,7 +86,8 @@ def _check_shapes(
     wanted: dict[str, tuple[Array | None, tuple[int, ...]]] = {
         "c": (state[0], (B, H)),
         "h": (state[1], (B, H)),
-        "kernel": (kernel, (D + H, 4 * H)),
+        "kernel_x": (kernel_x, (D, 4 * H)),
+        "kernel_h": (kernel_h, (H, 4 * H)),
         "bias": (bias, (4 * H,)),
         "resets": (resets, (T, B)),
         "lengths": (lengths, (B,)),
@@ -94,15 +103,18 @@ def _product(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
+def _product_t(a: Array, b: Array) -> Array:
+    """`a @ b.T`, written so that nobody makes `b.T`."""
+    return jnp.einsum("...i,oi->...o", a, b, preferred_element_type=jnp.float32)
+
+
 def _columns(reset: Array | None) -> Array | None:
     return None if reset is None else reset[..., None]
 
 
-def _forward(x, kernel, bias, c, h, resets, running, *, keep):  # type: ignore[no-untyped-def]
+def _forward(x, kernel_x, kernel_h, bias, c, h, resets, running, *, keep):  # type: ignore[no-untyped-def]
     """Runs the cell over time; with `keep` also returns what the backward pass reads."""
-    D, dtype = x.shape[-1], x.dtype
-    recurrent = kernel[D:]
-    inputs = tuple(jnp.split(_product(x, kernel[:D]) + bias[None, None], 4, axis=-1))
+    inputs = tuple(jnp.split(_product(x, kernel_x) + bias[None, None], 4, axis=-1))
     # Without the barrier XLA's CPU backend fuses the split into the loop and slices all gates at every step.
     inputs = lax.optimization_barrier(inputs)  # type: ignore[no-untyped-call]
 
@@ -111,7 +123,7 @@ def _forward(x, kernel, bias, c, h, resets, running, *, keep):  # type: ignore[n
         gates_x, reset, run = at
         if reset is not None:
             c, h = jnp.where(reset, 0, c), jnp.where(reset, 0, h)
-        gates_h = jnp.split(_product(h.astype(dtype), recurrent), 4, axis=-1)
+        gates_h = jnp.split(_product(h.astype(x.dtype), kernel_h), 4, axis=-1)
         i, j, f, o = (a + b for a, b in zip(gates_x, gates_h, strict=True))
         i, j, f, o = jax.nn.sigmoid(i), jnp.tanh(j), jax.nn.sigmoid(f), jax.nn.sigmoid(o)
         c_new = f * c + i * j
@@ -127,21 +139,20 @@ def _forward(x, kernel, bias, c, h, resets, running, *, keep):  # type: ignore[n
 
 
 @jax.custom_vjp
-def _lstm(x, kernel, bias, c, h, resets, running):  # type: ignore[no-untyped-def]
-    y, state, _ = _forward(x, kernel, bias, c, h, resets, running, keep=False)  # type: ignore[no-untyped-call]
+def _lstm(x, kernel_x, kernel_h, bias, c, h, resets, running):  # type: ignore[no-untyped-def]
+    y, state, _ = _forward(x, kernel_x, kernel_h, bias, c, h, resets, running, keep=False)  # type: ignore[no-untyped-call]
     return y.astype(x.dtype), state
 
 
-def _lstm_fwd(x, kernel, bias, c, h, resets, running):  # type: ignore[no-untyped-def]
-    y, state, kept = _forward(x, kernel, bias, c, h, resets, running, keep=True)  # type: ignore[no-untyped-call]
-    return (y.astype(x.dtype), state), (x, kernel, h, y, kept, resets, running)
+def _lstm_fwd(x, kernel_x, kernel_h, bias, c, h, resets, running):  # type: ignore[no-untyped-def]
+    y, state, kept = _forward(x, kernel_x, kernel_h, bias, c, h, resets, running, keep=True)  # type: ignore[no-untyped-call]
+    return (y.astype(x.dtype), state), (x, kernel_x, kernel_h, h, y, kept, resets, running)
 
 
 def _lstm_bwd(residuals, cotangents):  # type: ignore[no-untyped-def]
-    x, kernel, h_first, y, kept, resets, running = residuals
+    x, kernel_x, kernel_h, h_first, y, kept, resets, running = residuals
     dy, (dc, dh) = cotangents
-    D, dtype = x.shape[-1], x.dtype
-    recurrent_t = kernel[D:].T
+    dtype = x.dtype
 
     def step(carry, at):  # type: ignore[no-untyped-def]
         dc_after, dh_after = carry
@@ -158,7 +169,7 @@ def _lstm_bwd(residuals, cotangents):  # type: ignore[no-untyped-def]
         if run is not None:
             dgates = jnp.where(run, dgates, 0)
         dgates = dgates.astype(dtype)
-        dc, dh = dc * f, _product(dgates, recurrent_t)
+        dc, dh = dc * f, _product_t(dgates, kernel_h)
         if reset is not None:
             dc, dh = jnp.where(reset, 0, dc), jnp.where(reset, 0, dh)
         if run is not None:
@@ -170,11 +181,11 @@ def _lstm_bwd(residuals, cotangents):  # type: ignore[no-untyped-def]
     h_before = jnp.concatenate([h_first[None], y[:-1]])  # past a length y is not h, but there dgates is 0
     if resets is not None:
         h_before = jnp.where(resets[..., None], 0, h_before)
-    rows = jnp.concatenate([x, h_before.astype(dtype)], axis=-1)
-    dkernel = jnp.einsum("tbi,tbo->io", rows, dgates, preferred_element_type=jnp.float32)
+    dkernel_x = jnp.einsum("tbi,tbo->io", x, dgates, preferred_element_type=jnp.float32)
+    dkernel_h = jnp.einsum("tbi,tbo->io", h_before.astype(dtype), dgates, preferred_element_type=jnp.float32)
     dbias = dgates.astype(jnp.float32).sum((0, 1))
-    dx = _product(dgates, kernel[:D].T)
-    return dx.astype(dtype), dkernel.astype(dtype), dbias, dc, dh, None, None
+    dx = _product_t(dgates, kernel_x)
+    return dx.astype(dtype), dkernel_x.astype(dtype), dkernel_h.astype(dtype), dbias, dc, dh, None, None
 
 
 _lstm.defvjp(_lstm_fwd, _lstm_bwd)

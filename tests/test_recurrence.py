@@ -14,12 +14,13 @@ T, B, D, H = 7, 3, 4, 5
 
 
 def example(seed=0):
-    keys = jax.random.split(jax.random.key(seed), 5)
-    x = jax.random.normal(keys[0], (T, B, D))
-    kernel = jax.random.normal(keys[1], (D + H, 4 * H)) / 2
-    bias = jax.random.normal(keys[2], (4 * H,))
-    state = (jax.random.normal(keys[3], (B, H)), jax.random.normal(keys[4], (B, H)))
-    return x, kernel, bias, state
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape, scale=1.0):
+        return jnp.asarray(rng.normal(0, scale, shape), jnp.float32)
+
+    weights = normal(D, 4 * H, scale=0.5), normal(H, 4 * H, scale=0.5), normal(4 * H)
+    return normal(T, B, D), *weights, (normal(B, H), normal(B, H))
 
 
 def some_resets():
@@ -28,7 +29,7 @@ def some_resets():
     return resets
 
 
-def plain_lstm(x, kernel, bias, state, resets=None, lengths=None, forget_bias=1.0):
+def plain_lstm(x, kernel_x, kernel_h, bias, state, resets=None, lengths=None, forget_bias=1.0):
     """The definition, with JAX's own gradient."""
     resets = jnp.zeros(x.shape[:2], bool) if resets is None else resets
     lengths = jnp.full(x.shape[1], len(x)) if lengths is None else lengths
@@ -36,7 +37,7 @@ def plain_lstm(x, kernel, bias, state, resets=None, lengths=None, forget_bias=1.
     def step(state, at):
         x, reset, runs = at
         c, h = (jnp.where(reset[:, None], 0, s) for s in state)
-        gates = jnp.concatenate([x, h], axis=1) @ kernel + bias[None]
+        gates = x @ kernel_x + h @ kernel_h + bias[None]
         i, j, f, o = jnp.split(gates, 4, axis=1)
         c = nn.sigmoid(f + forget_bias) * c + nn.sigmoid(i) * jnp.tanh(j)
         h = nn.sigmoid(o) * jnp.tanh(c)
@@ -51,7 +52,7 @@ def plain_lstm(x, kernel, bias, state, resets=None, lengths=None, forget_bias=1.
 def weigh(outputs):
     """A scalar that depends on every number of `outputs` differently."""
     return sum(
-        jnp.sum(jnp.sin(1 + jnp.arange(leaf.size)).reshape(leaf.shape) * leaf)
+        jnp.sum(np.sin(1 + np.arange(leaf.size, dtype=np.float32)).reshape(leaf.shape) * leaf)
         for leaf in jax.tree.leaves(outputs)
     )
 
@@ -61,15 +62,18 @@ def assert_close(actual, expected, **tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), actual, expected)
 
 
-@pytest.mark.parametrize("resets", [None, some_resets()], ids=["", "resets"])
-@pytest.mark.parametrize("lengths", [None, jnp.array([7, 0, 4])], ids=["", "lengths"])
+@pytest.mark.parametrize(
+    ("resets", "lengths"),
+    [(None, None), (some_resets(), None), (None, np.array([7, 0, 4])), (some_resets(), np.array([7, 0, 4]))],
+)
 def test_values_and_gradients_are_those_of_the_definition(resets, lengths):
     def value_and_grad(function):
         run = functools.partial(function, resets=resets, lengths=lengths, forget_bias=0.5)
-        grad = jax.grad(lambda *a: weigh(run(*a)), argnums=(0, 1, 2, 3))
-        return jax.jit(lambda *a: (run(*a), grad(*a)))(*example())
+        grad = jax.grad(lambda *a: weigh(run(*a)), argnums=(0, 1, 2, 3, 4))
+        return lambda *a: (run(*a), grad(*a))
 
-    assert_close(value_and_grad(lstm), value_and_grad(plain_lstm))
+    both = jax.jit(lambda *a: [value_and_grad(f)(*a) for f in (lstm, plain_lstm)])
+    assert_close(*both(*example()))
 
 
 @functools.cache
@@ -85,9 +89,9 @@ def jitted():
 def test_state_counts_the_steps_since_the_last_reset(flags, lengths):
     # With saturated gates c grows by 1 per step, so that each state says how old it is.
     resets = np.array(flags).reshape(T, B)
-    kernel, bias = jnp.zeros((D + H, 4 * H)), jnp.full(4 * H, 50.0)
+    weights = jnp.zeros((D, 4 * H)), jnp.zeros((H, 4 * H)), jnp.full(4 * H, 50.0)
     state = (jnp.full((B, H), 10.0), jnp.zeros((B, H)))
-    y, (c, _) = jitted()(jnp.ones((T, B, D)), kernel, bias, state, resets=resets, lengths=jnp.array(lengths))
+    y, (c, _) = jitted()(jnp.ones((T, B, D)), *weights, state, resets=resets, lengths=jnp.array(lengths))
     age = np.full(B, 10.0)
     for t in range(T):
         runs = t < np.array(lengths)
@@ -97,13 +101,13 @@ def test_state_counts_the_steps_since_the_last_reset(flags, lengths):
 
 
 def test_packed_episodes_are_the_episodes_alone():
-    x, kernel, bias, state = example()
+    x, *weights, state = example()
     resets = some_resets()
 
-    def packed(x, kernel, bias):
-        return lstm(x, kernel, bias, state, resets=resets)
+    def packed(x, *weights):
+        return lstm(x, *weights, state, resets=resets)
 
-    def alone(x, kernel, bias):
+    def alone(x, *weights):
         outputs, after = [], []
         for b in range(B):
             starts = [0, *(t for t in range(1, T) if resets[t, b])]
@@ -111,7 +115,7 @@ def test_packed_episodes_are_the_episodes_alone():
             for start, end in zip(starts, [*starts[1:], T], strict=True):
                 fresh = start > 0 or bool(resets[0, b])
                 s = tuple(jnp.zeros((1, H)) if fresh else part[b : b + 1] for part in state)
-                y, s = lstm(x[start:end, b : b + 1], kernel, bias, s)
+                y, s = lstm(x[start:end, b : b + 1], *weights, s)
                 pieces.append(y)
             outputs.append(jnp.concatenate(pieces))
             after.append(s)
@@ -119,21 +123,21 @@ def test_packed_episodes_are_the_episodes_alone():
         return jnp.concatenate(outputs, axis=1), (jnp.concatenate(c), jnp.concatenate(h))
 
     def results(f):
-        gradients = jax.grad(lambda *a: weigh(f(*a)), argnums=(0, 1, 2))
-        return jax.jit(lambda *a: (f(*a), gradients(*a)))(x, kernel, bias)
+        gradients = jax.grad(lambda *a: weigh(f(*a)), argnums=(0, 1, 2, 3))
+        return jax.jit(lambda *a: (f(*a), gradients(*a)))(x, *weights)
 
     assert_close(results(packed), results(alone))
 
 
 def test_no_gradient_crosses_a_reset():
-    x, kernel, bias, state = example()
+    x, *weights, state = example()
     resets = jnp.zeros((T, B), bool).at[4, 1].set(True)
 
     def after_the_reset(x, state):
-        y, final = lstm(x, kernel, bias, state, resets=resets)
+        y, final = lstm(x, *weights, state, resets=resets)
         return weigh((y[4:], final))
 
-    dx, (dc, dh) = jax.grad(after_the_reset, argnums=(0, 1))(x, state)
+    dx, (dc, dh) = jax.jit(jax.grad(after_the_reset, argnums=(0, 1)))(x, state)
     assert not dx[:4, 1].any()
     assert not dc[1].any()
     assert not dh[1].any()
@@ -144,75 +148,76 @@ def test_no_gradient_crosses_a_reset():
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_chunks_with_carried_state_are_one_pass(size):
-    x, kernel, bias, state = example()
+    x, *weights, state = example()
     resets = some_resets()
-    whole = lstm(x, kernel, bias, state, resets=resets)
+    whole = jitted()(x, *weights, state, resets=resets)
     pieces = []
     for start in range(0, T, size):
         chunk = slice(start, start + size)
-        y, state = lstm(x[chunk], kernel, bias, state, resets=resets[chunk])
+        y, state = jitted()(x[chunk], *weights, state, resets=resets[chunk])
         pieces.append(y)
     assert_close((jnp.concatenate(pieces), state), whole)
 
 
 def test_without_resets_it_is_flaxs_lstm():
-    x, kernel, bias, state = example()
-    kernel_x, kernel_h = (jnp.split(k, 4, axis=1) for k in (kernel[:D], kernel[D:]))
+    x, *weights, state = example()
+    kernel_x, kernel_h, bias = (jnp.split(w, 4, axis=-1) for w in weights)
     cell = {}
     for k, gate in enumerate("igfo"):  # flax's g is our j
         cell[f"i{gate}"] = {"kernel": kernel_x[k]}
-        cell[f"h{gate}"] = {"kernel": kernel_h[k], "bias": jnp.split(bias, 4)[k]}
+        cell[f"h{gate}"] = {"kernel": kernel_h[k], "bias": bias[k]}
     rnn = nn.RNN(nn.OptimizedLSTMCell(H), time_major=True, return_carry=True)
     carry, y = rnn.apply({"params": {"cell": cell}}, x, initial_carry=state)
-    assert_close(lstm(x, kernel, bias, state, forget_bias=0.0), (y, carry))
+    assert_close(lstm(x, *weights, state, forget_bias=0.0), (y, carry))
 
 
 def test_vmap_over_parameters_inside_a_scan():
-    x, _, _, state = example()
-    kernels, biases = (jnp.stack([example(seed)[k] for seed in range(3)]) for k in (1, 2))
+    x, *_, state = example()
+    weights = tuple(jnp.stack([example(seed)[k] for seed in range(3)]) for k in (1, 2, 3))
 
-    def loss(kernel, bias):
-        return weigh(lstm(x, kernel, bias, state, resets=some_resets(), lengths=jnp.array([7, 2, 5])))
+    def loss(*weights):
+        return weigh(lstm(x, *weights, state, resets=some_resets(), lengths=jnp.array([7, 2, 5])))
 
-    grad = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    grad = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
 
     def descend(params, _):
         return jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.vmap(grad)(*params)), None
 
-    population, _ = jax.lax.scan(descend, (kernels, biases), length=2)
+    population, _ = jax.lax.scan(descend, weights, length=2)
     for k in range(3):
-        member = (kernels[k], biases[k])
+        member = jax.tree.map(lambda w, k=k: w[k], weights)
         for _ in range(2):
             member = jax.tree.map(lambda p, g: p - 0.1 * g, member, grad(*member))
         assert_close(jax.tree.map(lambda p, k=k: p[k], population), member)
 
 
 def test_bfloat16_computes_products_only():
-    x, kernel, bias, state = example()
-    small = (x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), bias.astype(jnp.bfloat16))
+    x, *weights, state = example()
+    small = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (x, *weights))
 
     def results(*inputs):
         loss = lambda *a: weigh(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), lstm(*a, state)))  # noqa: E731
-        return lstm(*inputs, state), jax.grad(loss, argnums=(0, 1, 2))(*inputs)
+        grad = jax.grad(loss, argnums=(0, 1, 2, 3))
+        return jax.jit(lambda *a: (lstm(*a, state), grad(*a)))(*inputs)
 
     (y, (c, h)), gradients = results(*small)
     assert (y.dtype, c.dtype, h.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
     assert all(g.dtype == jnp.bfloat16 for g in gradients)
     as_float32 = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), ((y, (c, h)), gradients))
-    assert_close(as_float32, results(x, kernel, bias), rtol=0.05, atol=0.1)
+    assert_close(as_float32, results(x, *weights), rtol=0.05, atol=0.1)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"x": jnp.zeros((T, D))}, "time-major"),
-        ({"kernel": jnp.zeros((D, 4 * H))}, r"kernel must have shape \(9, 20\).*got \(4, 20\)"),
+        ({"kernel_h": jnp.zeros((D, 4 * H))}, r"kernel_h must have shape \(5, 20\).*got \(4, 20\)"),
         ({"resets": jnp.zeros((B, T), bool)}, "resets must"),
         ({"lengths": jnp.zeros(T, int)}, "lengths must"),
         ({"state": (jnp.zeros((1, H)), jnp.zeros((B, H)))}, "c must"),
     ],
 )
 def test_wrong_shapes_are_named(change, message):
-    arguments = dict(zip(("x", "kernel", "bias", "state"), example(), strict=True)) | change
+    arguments = dict(zip(("x", "kernel_x", "kernel_h", "bias", "state"), example(), strict=True)) | change
     with pytest.raises(ValueError, match=message):
         lstm(**arguments)
