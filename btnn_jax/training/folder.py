@@ -1,0 +1,121 @@
+"""The folder of a run: what was asked for, and where its files lie."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+from btnn_jax.training.config import UnrealConfig
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+EVALUATION = "evaluation.json"
+EVENTS = "tensorboard"
+CHECKPOINTS = "checkpoints"
+
+Folder = str | os.PathLike[str]
+
+
+class RunError(ValueError):
+    """A run cannot be built, or its folder is not as it must be; the message is one line for people."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that decides a run: the same values give the same run again, on one kind of device."""
+
+    env: str  # a name that `btnn_jax.envs.make` knows
+    config: UnrealConfig
+    seed: int = 0
+    env_params: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The environment and the algorithm, in the field's words."""
+        name = self.config.algorithm.upper()
+        return f"{self.env}, {f'UNREAL ({name})' if self.config.replays else name}"
+
+
+def create_run(folder: Folder, run: Run) -> pathlib.Path:
+    """Makes `folder` the folder of `run` and writes its `config.json`.
+
+    Raises:
+      RunError: the folder already holds a run, or other files.
+    """
+    path = pathlib.Path(folder)
+    if (path / CONFIG).exists():
+        raise RunError(f"{path} already holds a run; go on with --resume {path}, or choose another folder")
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file; choose another folder for the run")
+    if path.exists() and any(path.iterdir()):
+        raise RunError(f"{path} already holds other files; choose another folder for the run")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot create the folder {path}: {error.strerror}") from error
+    write_json(
+        path / CONFIG,
+        {
+            "environment": {"name": run.env, "params": dict(run.env_params)},
+            "config": run.config.to_dict(),
+            "seed": run.seed,
+            "versions": {name: _version(name) for name in ("btnn-jax", "jax", "flax", "optax")},
+            "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
+        },
+    )
+    return path
+
+
+def read_run(folder: Folder) -> Run:
+    """The run whose folder this is.
+
+    Raises:
+      RunError: there is no such folder, or it is not a run's.
+    """
+    path = pathlib.Path(folder)
+    if not path.is_dir():
+        raise RunError(f"no run folder {path}")
+    if not (path / CONFIG).is_file():
+        raise RunError(f"{path} is not a run's folder: it has no {CONFIG}")
+    try:
+        fields = json.loads((path / CONFIG).read_text())
+        environment = fields["environment"]
+        return Run(
+            env=environment["name"],
+            env_params=environment["params"],
+            config=UnrealConfig.from_dict(fields["config"]),
+            seed=fields["seed"],
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{path / CONFIG} does not describe a run: {error}") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes a file whole or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: pathlib.Path, content: str) -> None:
+    """Writes a file whole or not at all."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(content)
+    new.replace(path)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # used from its sources
+        return None

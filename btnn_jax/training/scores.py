@@ -1,0 +1,128 @@
+"""What a trained agent scores beside a random one."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from btnn_jax.training.checkpoint import Checkpoints
+from btnn_jax.training.evaluate import Episodes, make_evaluate, make_evaluate_random
+from btnn_jax.training.folder import CHECKPOINTS, EVALUATION, Folder, read_run, write_json
+from btnn_jax.training.run import Agent, make_agent
+
+PyTree = Any
+
+
+class Score(NamedTuple):
+    """One agent's episodes."""
+
+    episodes: int
+    mean_return: float
+    standard_error: float  # of the mean return
+    mean_length: float  # steps
+    unfinished: int  # episodes that were cut by the evaluation
+
+
+def score_run(
+    folder: Folder, *, episodes: int = 128, seed: int = 0, max_steps: int = 10_000
+) -> dict[str, Score]:
+    """Plays the agent of a run's newest checkpoint, and writes `evaluation.json` into the folder.
+
+    Args:
+      folder: the run's; it may have been interrupted.
+      episodes: how many each agent plays.
+      seed: of the episodes.
+      max_steps: where to cut an episode that does not end.
+
+    Returns:
+      The scores of the agent's most likely actions (`greedy`), of its sampled ones (`sampled`), and of
+      uniformly drawn ones (`random`).
+
+    Raises:
+      RunError: the folder is not a run's, or has no checkpoint that can be read.
+    """
+    run = read_run(folder)
+    agent = make_agent(run)
+    with Checkpoints(pathlib.Path(folder) / CHECKPOINTS, create=False) as checkpoints:
+        state = checkpoints.restore(agent.state)
+    scores = score(agent, state.params, episodes=episodes, seed=seed, max_steps=max_steps)
+    write_json(
+        pathlib.Path(folder) / EVALUATION,
+        {
+            "steps": int(state.update) * run.config.steps_per_update,
+            "seed": seed,
+            "scores": {name: score._asdict() for name, score in scores.items()},
+        },
+    )
+    return scores
+
+
+def score(
+    agent: Agent, params: PyTree, *, episodes: int, seed: int = 0, max_steps: int = 10_000
+) -> dict[str, Score]:
+    """The scores of `params`, greedy and sampled, and of a random agent; see `score_run`."""
+    greedy_key, sampled_key, random_key = jax.random.split(jax.random.key(seed), 3)
+
+    def trained(*, greedy: bool) -> Callable[[PyTree, jax.Array], Episodes]:
+        evaluate = make_evaluate(
+            agent.env, agent.policy, num_episodes=episodes, greedy=greedy, max_steps=max_steps
+        )
+        return jax.jit(evaluate)
+
+    random = jax.jit(make_evaluate_random(agent.env, num_episodes=episodes, max_steps=max_steps))
+    return {
+        "greedy": summarise(trained(greedy=True)(params, greedy_key)),
+        "sampled": summarise(trained(greedy=False)(params, sampled_key)),
+        "random": summarise(random(random_key)),
+    }
+
+
+def summarise(played: Episodes) -> Score:
+    """Mean return with its standard error, and mean length."""
+    returns = np.asarray(played.returns, np.float64)
+    count = returns.size
+    return Score(
+        episodes=count,
+        mean_return=float(returns.mean()),
+        standard_error=float(returns.std(ddof=1) / math.sqrt(count)) if count > 1 else math.nan,
+        mean_length=float(np.mean(played.lengths)),
+        unfinished=int(count - np.sum(played.finished)),
+    )
+
+
+def read_scores(folder: Folder) -> dict[str, Score]:
+    """The scores that `score_run` wrote; empty where it has not been called."""
+    path = pathlib.Path(folder) / EVALUATION
+    if not path.is_file():
+        return {}
+    return {name: Score(**fields) for name, fields in json.loads(path.read_text())["scores"].items()}
+
+
+def scores_table(scores: dict[str, Score]) -> str:
+    """The scores as lines of text; the last column is how many times the random agent's return they are.
+
+    >>> random = Score(64, 0.5, 0.1, 70.2, 0)
+    >>> print(scores_table({"greedy": Score(64, 12.5, 0.4, 310.0, 0), "random": random}))
+    agent    episodes   mean return            length  x random
+    greedy         64         12.50 +- 0.40     310.0      25.0
+    random         64          0.50 +- 0.10      70.2       1.0
+    """
+    random = scores.get("random")
+    lines = [f"{'agent':<8}{'episodes':>9}{'mean return':>14}{'':<10}{'length':>8}{'x random':>10}"]
+    for name, score in scores.items():
+        # A ratio to a random agent that earns nothing, or loses, says nothing.
+        meaningful = random is not None and random.mean_return > 0
+        ratio = f"{score.mean_return / random.mean_return:.1f}" if random is not None and meaningful else "-"
+        lines.append(
+            f"{name:<8}{score.episodes:>9}{score.mean_return:>14.2f} +- {score.standard_error:<6.2f}"
+            f"{score.mean_length:>8.1f}{ratio:>10}"
+        )
+    if cut := sum(score.unfinished for score in scores.values()):
+        lines.append(f"{cut} of the episodes were cut before they ended")
+    return "\n".join(lines)

@@ -1,0 +1,203 @@
+"""The command line: every field has its option, every mistake one line, and a run from start to plot."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+
+import pytest
+
+from btnn_jax import cli
+from btnn_jax.training.config import UnrealConfig
+from btnn_jax.training.folder import Run, create_run, read_run
+from btnn_jax.training.scores import read_scores
+
+SMALL = [
+    *("--algorithm", "a2c", "--num-envs", "2", "--rollout-length", "4", "--hidden", "4", "--lstm", "none"),
+    *("--no-noisy", "--vr-weight", "0", "--rp-weight", "0"),
+]
+
+
+def parse(*arguments):
+    return cli.make_parser().parse_args(["train", *arguments])
+
+
+def fails(capsys, *arguments):
+    """The one line that a mistake is answered with."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(list(map(str, arguments)))
+    assert caught.value.code == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("btnn-jax: error: ")
+    assert errors.count("\n") == 1
+    return errors
+
+
+def test_every_field_of_the_configuration_has_an_option_and_help():
+    described = [name for fields in cli.HELP.values() for name in fields]
+    assert sorted(described) == sorted(field.name for field in dataclasses.fields(UnrealConfig))
+
+
+def spelled(value):
+    if value is None or value == ():
+        return "none"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(UnrealConfig), ids=lambda field: field.name)
+def test_an_option_takes_its_own_default(field):
+    option = "--steps" if field.name == "total_steps" else "--" + field.name.replace("_", "-")
+    words = [option] if field.default is True else [option, spelled(field.default)]
+    value = getattr(parse(*words), field.name)
+    assert value == field.default
+    assert type(value) is type(field.default)
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        ("--lstm 128,64", "lstm", (128, 64)),
+        ("--lstm none", "lstm", ()),
+        ("--num-filters 8,16", "num_filters", (8, 16)),
+        ("--num-filters none", "num_filters", None),
+        ("--pc-cell 4,2", "pc_cell", (4, 2)),
+        ("--entropy-beta-final 0.001", "entropy_beta_final", 0.001),
+        ("--no-noisy", "noisy", False),
+        ("--steps 2e6", "total_steps", 2_000_000),
+        ("--steps 2M", "total_steps", 2_000_000),
+        ("--steps 1_500k", "total_steps", 1_500_000),
+        ("--env-param length=3", "env_params", [("length", 3)]),
+        ("--env-param flag=true", "env_params", [("flag", True)]),
+        ("--env-param name=a=b", "env_params", [("name", "a=b")]),
+    ],
+)
+def test_values(words, name, value):
+    assert getattr(parse(*words.split()), name) == value
+
+
+def test_what_is_not_given_is_not_there():
+    assert not vars(parse()).keys() & {field.name for field in dataclasses.fields(UnrealConfig)}
+
+
+def test_help_shows_every_default(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train", "--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for title in cli.HELP:
+        assert f"{title}:" in text
+    for option, default in [
+        ("--steps N", "2000000"),
+        ("--lstm N,N", "128"),
+        ("--noisy, --no-noisy", "yes"),
+        ("--pc-stream NAME", "none"),
+    ]:
+        start = text.rindex(option)
+        assert re.search(r"\(default: ([^)]*)\)", text[start:])[1] == default
+    assert "Breakout-MinAtar" in text
+
+
+def test_help_and_mistakes_do_not_wait_for_jax():
+    program = (
+        "import sys; from btnn_jax import cli; cli.make_parser().format_help(); print('jax' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_python_m_is_the_same_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "btnn_jax", "--help"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert done.stdout == cli.make_parser().format_help()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "arguments are required: COMMAND"),
+        ("trian", "invalid choice: 'trian'"),
+        ("train CartPol-v1", "did you mean 'CartPole-v1'"),
+        ("train probe-memory --env-param lenght=3", "did you mean 'length'"),
+        ("train probe-memory --env-param length", "expected NAME=VALUE, got 'length'"),
+        ("train probe-memory --env-param length=x", "probe-memory makes no sense of its parameters"),
+        ("train probe-memory --steps many", "argument --steps: expected a whole number, got 'many'"),
+        ("train probe-memory --steps 0.5", "argument --steps: expected a whole number, got '0.5'"),
+        ("train probe-memory --lstm 8,", "argument --lstm: expected a whole number, got ''"),
+        ("train probe-memory --discount lots", "argument --discount: expected a number, got 'lots'"),
+        ("train probe-memory --discount 2", "discount must be between 0 and 1, got 2.0"),
+        ("train probe-memory --minibatches 7", "minibatches must be a divisor of num_envs=64, got 7"),
+        ("train probe-memory --algorithm dqn", "argument --algorithm: invalid choice: 'dqn'"),
+        ("train probe-memory --pc-weight 1", "no agent fits probe-memory"),
+        ("train probe-memory --keep 0", "must be at least 1, got 0"),
+        ("train probe-memory --checkpoint-minutes 0", "must be above 0, got 0"),
+        ("train probe-memory --step 5", "unrecognized arguments: --step 5"),
+        ("train --resume missing", "no run folder missing"),
+        ("train probe-memory --resume missing --steps 5", "leave out --steps, ENV"),
+        ("train --run a --resume b", "not allowed with argument"),
+        ("evaluate missing", "no run folder missing"),
+        ("evaluate . --episodes 0", "must be at least 1, got 0"),
+        ("evaluate .", "has no config.json"),
+        ("plot missing", "no run folder missing"),
+        ("plot .", "has no config.json"),
+    ],
+)
+def test_a_mistake_is_one_line(capsys, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(capsys, *words.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_checkpoints_or_metrics_is_one_line(capsys, tmp_path):
+    folder = create_run(
+        tmp_path / "run", Run("probe-memory", UnrealConfig(pc_weight=0, lstm=(4,), hidden=(4,)))
+    )
+    assert "no checkpoint in" in fails(capsys, "evaluate", folder)
+    assert "has no metrics.jsonl" in fails(capsys, "plot", folder)
+
+
+@pytest.mark.parametrize("module", ["orbax.checkpoint", "tensorboardX"])
+def test_a_missing_extra_is_one_line(capsys, tmp_path, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    words = fails(capsys, "train", "probe-memory", "--run", tmp_path / "run", *SMALL)
+    assert "pip install 'btnn-jax[train]'" in words
+
+
+def test_a_run_from_start_to_plot(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "probe-memory", "--env-param", "length=3", "--seed", "4", "--steps", "64"]
+    assert cli.main([*words, *SMALL, "--evaluate-episodes", "4"]) == 0
+    out = capsys.readouterr().out
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"probe-memory-a2c-seed4-\d{8}-\d{6}", folder.name)
+    assert "probe-memory shows no image: no pixel control" in out
+    assert re.search(r"compiled in \d+\.\d s", out)
+    assert "trained 64 of 64 steps" in out
+    assert re.search(r"\ngreedy +4 +\d\.\d\d \+- ", out)
+
+    run = read_run(folder)
+    assert (run.env, run.env_params, run.seed) == ("probe-memory", {"length": 3}, 4)
+    assert (run.config.lstm, run.config.pc_weight, run.config.total_steps) == ((), 0, 64)
+
+    assert cli.main(["evaluate", str(folder), "--episodes", "5", "--seed", "1"]) == 0
+    assert read_scores(folder)["greedy"].episodes == 5
+    assert re.search(r"\nrandom +5 +\d\.\d\d \+- ", capsys.readouterr().out)
+
+    assert cli.main(["plot", str(folder)]) == 0
+    assert capsys.readouterr().out.strip() == str(folder / "curves.png")
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+    assert "already holds a run" in fails(capsys, "train", "probe-memory", "--run", folder, *SMALL)
+
+
+def test_gradient_steps_left_out_are_told(capsys):
+    class Result:
+        run = Run("probe-memory", UnrealConfig())
+        steps, seconds, stopped, folder = 2_000_896, 61.0, None, "runs/a"
+
+        class state:  # noqa: N801
+            skipped = 3
+
+    cli._conclude(Result, episodes=0)
+    assert "3 gradient steps were not finite" in capsys.readouterr().out

@@ -1,0 +1,127 @@
+"""Checkpoints give back what was saved, bit by bit, or say in one line why not."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from btnn_jax.training.checkpoint import CheckpointError, Checkpoints
+
+
+class Core(NamedTuple):
+    h: jax.Array
+    nothing: tuple = ()
+
+
+def make_state(seed, *, impl="threefry2x32"):
+    random = np.random.default_rng(seed)
+    size = {"threefry2x32": 2, "rbg": 4}[impl]
+    return {
+        "key": jax.random.key(seed, impl=impl),
+        "keys": jax.random.wrap_key_data(random.integers(9, size=(4, size), dtype=np.uint32), impl=impl),
+        "weights": [jnp.asarray(random.normal(size=(2, 3)), jnp.float32), jnp.full((2,), 0.1, jnp.bfloat16)],
+        "core": Core(jnp.float32(jnp.nan)),
+        "flags": jnp.array([True, False]),
+        "pixels": jnp.arange(6, dtype=jnp.uint8).reshape(1, 2, 3),
+        "update": jnp.int32(seed),
+        "replay": None,
+        "empty": jnp.zeros((0, 5)),
+    }
+
+
+def raw(tree):
+    def bits(x):
+        x = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        return np.asarray(x).tobytes()
+
+    return [(x.dtype, x.shape, bits(x)) for x in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_restores_what_was_saved_bit_by_bit(tmp_path, impl):
+    state = make_state(7, impl=impl)
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(7, state)
+    with Checkpoints(tmp_path / "c", create=False) as checkpoints:
+        restored = checkpoints.restore(make_state(0, impl=impl))
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert raw(restored) == raw(state)
+
+
+def test_the_restored_keys_go_on_with_the_same_stream(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(0, make_state(3))
+        key = checkpoints.restore(make_state(0))["key"]
+    np.testing.assert_array_equal(jax.random.normal(key, (4,)), jax.random.normal(make_state(3)["key"], (4,)))
+
+
+def test_keeps_the_newest_and_restores_any_kept(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.latest() is None
+        for update in (1, 2, 10):
+            checkpoints.save(update, make_state(update))
+        assert checkpoints.latest() == 10
+        assert raw(checkpoints.restore(make_state(0), 2)) == raw(make_state(2))
+        with pytest.raises(CheckpointError, match="cannot read"):
+            checkpoints.restore(make_state(0), 1)
+
+
+def test_a_restored_state_may_be_donated_while_the_first_copy_lives(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(0, {"x": jnp.arange(4.0)})
+        first, second = (checkpoints.restore({"x": jnp.zeros(4)}) for _ in range(2))
+    jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)(first)
+    np.testing.assert_array_equal(second["x"], np.arange(4.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s | {"new": jnp.zeros(2)}, "lacks 'new'"),
+        (lambda s: {k: v for k, v in s.items() if k != "flags"}, "has 'flags' too"),
+        (lambda s: s | {"update": jnp.zeros((3,), jnp.int32)}, r"'update' is int32\[\], expected int32\[3\]"),
+        (lambda s: s | {"flags": jnp.zeros(2)}, r"'flags' is bool\[2\], expected float32\[2\]"),
+        (lambda s: s | {"key": jax.random.key(0, impl="rbg")}, "'key' is"),
+    ],
+)
+def test_another_state_is_a_clear_error(tmp_path, change, message):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(0, make_state(0))
+        with pytest.raises(CheckpointError, match=message) as caught:
+            checkpoints.restore(change(make_state(0)))
+    assert "not of this run" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_or_empty_folder_is_a_clear_error(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        Checkpoints(tmp_path / "missing", create=False)
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(CheckpointError, match="no checkpoint in"):
+        checkpoints.restore({})
+
+
+def test_a_damaged_checkpoint_is_a_clear_error(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(0, make_state(0))
+    for file in (tmp_path / "0" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"damaged")
+    with (
+        Checkpoints(tmp_path, create=False) as checkpoints,
+        pytest.raises(CheckpointError, match="cannot read"),
+    ):
+        checkpoints.restore(make_state(0))
+
+
+def test_a_checkpoint_that_was_being_written_does_not_count(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state(1))
+        checkpoints.save(2, make_state(2))
+    # What a kill in the middle of writing leaves: no mark that the checkpoint is whole.
+    (tmp_path / "2" / "commit_success.txt").unlink(missing_ok=True)
+    (tmp_path / "2").rename(tmp_path / "2.orbax-checkpoint-tmp")
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest() == 1
+        assert raw(checkpoints.restore(make_state(0))) == raw(make_state(1))

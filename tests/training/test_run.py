@@ -1,0 +1,309 @@
+"""The loop on the host: files, resumption, signals. One tiny agent is compiled once and shared."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from btnn_jax.training import run as loop
+from btnn_jax.training.checkpoint import Checkpoints
+from btnn_jax.training.config import UnrealConfig
+from btnn_jax.training.folder import Run, RunError, create_run, read_run
+from btnn_jax.training.metrics import read_metrics
+from btnn_jax.training.progress import Silent
+from btnn_jax.training.run import resume, train
+from btnn_jax.training.scores import read_scores, score_run
+
+UPDATES = 8
+TINY = UnrealConfig(
+    algorithm="a2c",
+    num_envs=2,
+    rollout_length=4,
+    total_steps=8 * UPDATES,
+    replay_length=8,
+    replay_batch=2,
+    hidden=(4,),
+    lstm=(4,),
+    pc_weight=0.0,
+    rp_weight=0.0,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once():
+    """All runs here have one configuration: hands the first one's agent and executable on to the others."""
+    patch = pytest.MonkeyPatch()
+    compiled, make_agent, compile_step = {}, loop.make_agent, loop._compile
+
+    def cached_agent(run):
+        key = repr(dataclasses.replace(run, seed=0))
+        if key not in compiled:
+            compiled[key] = make_agent(run)
+        return compiled[key]
+
+    def cached_compile(agent, reporter):
+        if id(agent) not in compiled:
+            compiled[id(agent)] = compile_step(agent, reporter)
+        return compiled[id(agent)]
+
+    patch.setattr(loop, "make_agent", cached_agent)
+    patch.setattr(loop, "_compile", cached_compile)
+    yield
+    patch.undo()
+
+
+class Recording(Silent):
+    """Remembers what it is told, and sends a signal after some updates."""
+
+    def __init__(self, signals=None):
+        self.notes, self.progress, self._signals = [], [], signals or {}
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def update(self, progress):
+        self.progress.append(progress)
+        for signum in self._signals.get(len(self.progress), ()):
+            os.kill(os.getpid(), signum)
+
+
+def start(folder, *, seed=0, reporter=None, **arguments):
+    return train(
+        "probe-memory",
+        TINY,
+        seed=seed,
+        folder=folder,
+        reporter=reporter or Silent(),
+        log_seconds=0,
+        **arguments,
+    )
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, compile_once):
+    """A run from start to end."""
+    reporter = Recording()
+    return start(tmp_path_factory.mktemp("runs") / "straight", reporter=reporter), reporter
+
+
+def raw(state):
+    def bits(x):
+        x = jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        return np.asarray(x).tobytes()
+
+    return {jax.tree_util.keystr(path): bits(x) for path, x in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def curve(folder):
+    """All that is recorded but the time it took, as text, so that NaN equals NaN."""
+    return {name: str(x.tolist()) for name, x in read_metrics(folder).items() if "second" not in name}
+
+
+def test_a_run_leaves_all_about_it_in_its_folder(straight):
+    result, reporter = straight
+    assert (result.steps, result.stopped, int(result.state.update)) == (TINY.total_steps, None, UPDATES)
+    assert read_run(result.folder) == Run("probe-memory", TINY, 0)
+    stored = json.loads((result.folder / "config.json").read_text())
+    assert stored["versions"]["jax"] == jax.__version__
+    assert "cpu" in stored["device"]
+    assert read_metrics(result.folder)["steps"].tolist() == [8 * (i + 1) for i in range(UPDATES)]
+    assert list((result.folder / "tensorboard").iterdir())
+    assert [p.steps for p in reporter.progress] == [8 * (i + 1) for i in range(UPDATES)]
+    assert reporter.progress[-1].left == 0
+    with Checkpoints(result.folder / "checkpoints", create=False) as checkpoints:
+        assert checkpoints.latest() == UPDATES
+        assert raw(checkpoints.restore(result.state)) == raw(result.state)
+
+
+def test_the_seed_decides_the_run(straight, tmp_path):
+    result, _ = straight
+    again, other = start(tmp_path / "again"), start(tmp_path / "other", seed=1)
+    assert raw(again.state) == raw(result.state)
+    assert raw(other.state)[".key"] != raw(result.state)[".key"]
+    assert curve(tmp_path / "again") == curve(result.folder)
+    assert curve(tmp_path / "other") != curve(result.folder)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(straight, tmp_path, signum):
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    reporter = Recording({3: [signum]})
+    stopped = start(tmp_path / "run", reporter=reporter)
+    assert stopped.stopped == signum
+    assert 3 <= stopped.steps // 8 < UPDATES
+    assert any("stopping" in note for note in reporter.notes)
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+    finished = resume(tmp_path / "run", reporter=Silent(), log_seconds=0)
+    result, _ = straight
+    assert (finished.steps, finished.stopped) == (TINY.total_steps, None)
+    assert raw(finished.state) == raw(result.state)
+    assert curve(tmp_path / "run") == curve(result.folder)
+    assert finished.seconds > stopped.seconds
+
+
+def test_a_second_signal_has_its_usual_effect(tmp_path):
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start(tmp_path / "run", reporter=Recording({2: [signal.SIGINT, signal.SIGINT]}))
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    # Aborted before the checkpoint at the end, so the run goes on from the one at its start.
+    with Checkpoints(tmp_path / "run" / "checkpoints", create=False) as checkpoints:
+        assert checkpoints.latest() == 0
+
+
+def test_a_run_that_was_killed_goes_on_from_its_newest_checkpoint(straight, tmp_path):
+    class KilledError(Exception):
+        pass
+
+    class Killer(Silent):
+        def update(self, progress):
+            if progress.steps == 40:
+                raise KilledError
+
+    with pytest.raises(KilledError):
+        start(tmp_path / "run", reporter=Killer(), checkpoint_minutes=1e-9)
+    finished = resume(tmp_path / "run", reporter=Silent(), log_seconds=0)
+    assert raw(finished.state) == raw(straight[0].state)
+    assert curve(tmp_path / "run") == curve(straight[0].folder)
+
+
+def test_keeps_the_newest_checkpoints(tmp_path):
+    start(tmp_path / "run", checkpoint_minutes=1e-9, keep=3)
+    found = {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert found >= {str(UPDATES - i) for i in range(3)}
+    assert not found & {str(i) for i in range(UPDATES - 2)}
+
+
+def test_records_means_between_two_logs(straight, tmp_path):
+    train("probe-memory", TINY, folder=tmp_path / "run", reporter=Silent(), log_seconds=1e9)
+    mean, each = read_metrics(tmp_path / "run"), read_metrics(straight[0].folder)
+    assert mean["steps"].tolist() == [TINY.total_steps]
+    np.testing.assert_allclose(mean["entropy"], np.mean(each["entropy"]), rtol=1e-5)
+    np.testing.assert_allclose(mean["episode_return"], np.nanmean(each["episode_return"]), rtol=1e-5)
+    np.testing.assert_allclose(mean["learning_rate"], each["learning_rate"][-1])
+
+
+def test_resuming_a_finished_run_changes_nothing(straight):
+    result, _ = straight
+    before = curve(result.folder)
+    again = resume(result.folder, reporter=Silent())
+    assert raw(again.state) == raw(result.state)
+    assert again.stopped is None
+    assert curve(result.folder) == before
+
+
+def test_trains_outside_of_the_main_thread(straight, tmp_path):
+    """A notebook's or a server's thread gets no signals."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(start(tmp_path / "run")))
+    thread.start()
+    thread.join()
+    assert raw(results[0].state) == raw(straight[0].state)
+
+
+def test_a_folder_in_use_is_left_alone(straight, tmp_path):
+    result, _ = straight
+    with pytest.raises(RunError, match="already holds a run"):
+        start(result.folder)
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match="already holds other files"):
+        start(tmp_path)
+    with pytest.raises(RunError, match="is a file"):
+        start(tmp_path / "thesis.tex")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_what_cannot_run_leaves_no_folder(tmp_path):
+    for env, params, message in [
+        ("CartPole", {}, "unknown environment"),
+        ("probe-memory", {"lenght": 3}, "did you mean 'length'"),
+        ("probe-memory", {"length": 0}, "length must be at least"),
+        ("probe-memory", {"length": "three"}, "makes no sense of its parameters"),
+    ]:
+        with pytest.raises(RunError, match=message):
+            train(env, TINY, env_params=params, folder=tmp_path / "run", reporter=Silent())
+    pixel_control = dataclasses.replace(TINY, pc_weight=1.0)
+    with pytest.raises(RunError, match="no agent fits probe-memory"):
+        train("probe-memory", pixel_control, folder=tmp_path / "run", reporter=Silent())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_no_run_is_a_clear_error(tmp_path):
+    with pytest.raises(RunError, match="no run folder"):
+        resume(tmp_path / "missing")
+    with pytest.raises(RunError, match=r"has no config\.json"):
+        resume(tmp_path)
+    for content in (
+        "nonsense",
+        "[]",
+        "{}",
+        '{"environment": {"name": "x", "params": {}}, "config": {"colour": 1}}',
+    ):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(RunError, match="does not describe a run"):
+            resume(tmp_path)
+
+
+def test_the_folder_remembers_the_whole_run(tmp_path):
+    run = Run("probe-memory", dataclasses.replace(TINY, lstm=(), num_filters=(8, 16)), 5, {"length": 3})
+    assert read_run(create_run(tmp_path / "a" / "b", run)) == run
+
+
+def test_scores_the_newest_checkpoint(straight):
+    folder = straight[0].folder
+    scores = score_run(folder, episodes=6, seed=1)
+    assert list(scores) == ["greedy", "sampled", "random"]
+    for score in scores.values():
+        assert (score.episodes, score.unfinished, score.mean_length) == (6, 0, 5.0)
+        assert 0 <= score.mean_return <= 1
+    assert read_scores(folder) == scores
+
+
+CTRL_C = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started with
+from btnn_jax.cli import main
+sys.exit(main([
+    "train", "probe-memory", "--run", sys.argv[1], "--steps", "1M", "--algorithm", "a2c", "--num-envs", "2",
+    "--rollout-length", "4", "--hidden", "4", "--lstm", "none", "--no-noisy",
+    "--pc-weight", "0", "--vr-weight", "0", "--rp-weight", "0",
+]))
+"""
+
+
+def test_ctrl_c_ends_a_real_process_with_a_checkpoint(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", CTRL_C, str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    head = ""
+    while "steps/s" not in head:  # the first line of progress
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        head += line
+    process.send_signal(signal.SIGINT)
+    tail, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors == ""
+    assert "compiled in" in head
+    assert f"btnn-jax train --resume {tmp_path / 'run'}" in tail
+    assert f"btnn-jax evaluate {tmp_path / 'run'}" in tail
+    assert "\x1b" not in head + tail
+    assert "\r" not in head + tail
+    with Checkpoints(tmp_path / "run" / "checkpoints", create=False) as checkpoints:
+        stopped_at = checkpoints.latest()
+    assert stopped_at > 0
+    assert read_metrics(tmp_path / "run")["steps"][-1] == 8 * stopped_at
