@@ -1,23 +1,23 @@
 """Convolutions whose gradient costs inside `lax.scan` what it costs outside, on every backend.
 
-XLA's CPU backend runs the gradient of a convolution inside a loop 11 to 15 times slower than outside, and with it
+XLA's CPU backend runs the gradient of a convolution inside a loop 11 to 15 times slower than outside, and so
 every PPO update that loops over minibatches. A convolution is one trilinear form,
 
     F(x, k, g) = sum over n, p, t, c, o of  x[n, stride * p + t - pad, c]  k[t, c, o]  g[n, p, o],
 
-and its three partial derivatives are all there is to compute: `_correlate` = dF/dg (the convolution), `_spread` =
-dF/dx (its transpose) and `_kernel_gradient` = dF/dk. The gradient of each is made of the other two, so derivatives
-of any order are right and fast. Forward-mode differentiation (`jax.jvp`, `jax.jacfwd`) is not supported.
+and its three partial derivatives are all there is to compute: `_correlate` = dF/dg (the convolution),
+`_spread` = dF/dx (its transpose) and `_kernel_gradient` = dF/dk. The gradient of each is made of the other
+two, so derivatives of any order are right and fast. Forward-mode differentiation (`jax.jvp`) raises an error.
 
 On GPUs and TPUs these are XLA's own convolutions; the choice is made when the program is lowered.
 """
 
 from __future__ import annotations
 
-import functools
+import itertools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from jax import lax
 
 Pair = tuple[int, int]
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+_CACHE_BYTES = 500_000  # of columns at a time: a second-level cache with room for what they meet
 
 
 class _Window(NamedTuple):
@@ -56,10 +57,9 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: Pair = (1, 1), padding: str 
     >>> conv2d(jnp.ones((2, 84, 84, 4)), jnp.ones((8, 8, 4, 16)), (4, 4), "VALID").shape
     (2, 20, 20, 16)
     """
-    _check(x, kernel, x.shape[-1])
-    window = _window(x.shape[-3:-1], kernel.shape[:2], stride, padding)
-    y = _correlate(x.reshape(-1, *x.shape[-3:]), kernel, window)
-    return y.reshape(*x.shape[:-3], *y.shape[1:])
+    _check(x, kernel)
+    window = _window(x, kernel, stride, padding)
+    return _over_leading_axes(lambda x: _correlate(x, kernel, window), x)
 
 
 def conv1d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: str = "SAME") -> jax.Array:
@@ -87,18 +87,16 @@ def deconv2d(x: jax.Array, kernel: jax.Array, stride: Pair = (2, 2)) -> jax.Arra
     >>> deconv2d(jnp.ones((2, 9, 9, 32)), jnp.ones((4, 4, 32, 1))).shape
     (2, 20, 20, 1)
     """
-    _check(x, kernel, x.shape[-1])
-    filter_size = kernel.shape[:2]
-    size = tuple((n - 1) * s + k for n, k, s in zip(x.shape[-3:-1], filter_size, stride, strict=True))
-    window = _window(size, filter_size, stride, "VALID")
-    y = _spread(x.reshape(-1, *x.shape[-3:]), kernel.swapaxes(2, 3), window)
-    return y.reshape(*x.shape[:-3], *y.shape[1:])
+    _check(x, kernel)
+    (h, w), (kh, kw), (sh, sw) = x.shape[-3:-1], kernel.shape[:2], stride
+    window = _Window(((h - 1) * sh + kh, (w - 1) * sw + kw), (h, w), (kh, kw), (sh, sw), (0, 0))
+    return _over_leading_axes(lambda x: _spread(x, kernel.swapaxes(2, 3), window), x)
 
 
 def depthwise_conv2d(
     x: jax.Array, kernel: jax.Array, stride: Pair = (1, 1), padding: str = "SAME"
 ) -> jax.Array:
-    """Convolves each channel by itself with `M` filters: `y[p, c * M + m] = sum over t of x[.., c] kernel[t, c, m]`.
+    """Convolves each channel: `y[p, c * M + m] = sum over t of x[stride * p + t - pad, c] kernel[t, c, m]`.
 
     Args:
       x: `[N..., H, W, C]` images, any number of leading axes.
@@ -116,21 +114,19 @@ def depthwise_conv2d(
     >>> depthwise_conv2d(jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 2))).shape
     (2, 8, 8, 6)
     """
-    _check(x, kernel, x.shape[-1])
-    window = _window(x.shape[-3:-1], kernel.shape[:2], stride, padding)
-    y = lax.conv_general_dilated(
-        x.reshape(-1, *x.shape[-3:]),
-        kernel.reshape(*kernel.shape[:2], 1, -1),
-        stride,
-        _pads(window),
-        dimension_numbers=_LAYOUT,
-        feature_group_count=x.shape[-1],
-    )
-    return y.reshape(*x.shape[:-3], *y.shape[1:])
+    _check(x, kernel)
+    window = _window(x, kernel, stride, padding)
+    return _over_leading_axes(lambda x: _depthwise(x, kernel, window), x)
 
 
-def _check(x: jax.Array, kernel: jax.Array, channels: int) -> None:
-    if kernel.ndim != 4 or x.ndim < 3 or kernel.shape[2] != channels:
+def _over_leading_axes(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    lead, image = x.shape[:-3], x.shape[-3:]
+    y = function(x.reshape(math.prod(lead), *image))
+    return y.reshape(*lead, *y.shape[1:])
+
+
+def _check(x: jax.Array, kernel: jax.Array) -> None:
+    if kernel.ndim != 4 or x.ndim < 3 or kernel.shape[2] != x.shape[-1]:
         raise ValueError(
             f"x must be [..., H, W, C] and kernel [kh, kw, C, O]; got {x.shape} and {kernel.shape}."
         )
@@ -138,30 +134,31 @@ def _check(x: jax.Array, kernel: jax.Array, channels: int) -> None:
         raise ValueError(f"x and kernel must have the same dtype; got {x.dtype} and {kernel.dtype}.")
 
 
-def _window(size: Pair, filter_size: Pair, stride: Pair, padding: str) -> _Window:
+def _window(x: jax.Array, kernel: jax.Array, stride: Pair, padding: str) -> _Window:
+    size, filter_size = x.shape[-3:-1], kernel.shape[:2]
+    axes = list(zip(size, filter_size, stride, strict=True))
     if padding == "SAME":
-        out = tuple(-(-n // s) for n, s in zip(size, stride, strict=True))
-        missing = [(o - 1) * s + k - n for n, k, s, o in zip(size, filter_size, stride, out, strict=True)]
-        low = tuple(max(m, 0) // 2 for m in missing)
+        out = [-(-n // s) for n, _, s in axes]
+        low = [max(0, (o - 1) * s + k - n) // 2 for o, (n, k, s) in zip(out, axes, strict=True)]
     elif padding == "VALID":
-        out = tuple((n - k) // s + 1 for n, k, s in zip(size, filter_size, stride, strict=True))
-        low = (0, 0)
+        out = [(n - k) // s + 1 for n, k, s in axes]
+        low = [0, 0]
     else:
         raise ValueError(f'padding must be "SAME" or "VALID"; got {padding!r}.')
     if min(out) <= 0:
         raise ValueError(
-            f"{padding} filter {tuple(filter_size)} with stride {tuple(stride)} leaves no output of an image of "
-            f"{tuple(size)}: it would be {out}."
+            f"A {padding} filter of {filter_size} with stride {tuple(stride)} leaves no output of an image "
+            f"of {size}: its size would be {tuple(out)}."
         )
-    return _Window(tuple(size), out, tuple(filter_size), tuple(stride), low)  # type: ignore[arg-type]
+    return _Window(*((a, b) for a, b in (size, out, filter_size, stride, low)))
 
 
 def _pads(window: _Window) -> list[Pair]:
-    """Zeros (or, negative, rows and columns that no filter reaches) before and after the image."""
-    return [(low, (o - 1) * s + k - n - low) for n, o, k, s, low in zip(*window, strict=True)]
+    """Zeros before and after the image."""
+    return [(low, max(0, (o - 1) * s + k - n - low)) for n, o, k, s, low in zip(*window, strict=True)]
 
 
-# The three maps on XLA's own convolution.
+# The three maps, on GPUs and TPUs: XLA's own convolution and its transposes.
 
 
 def _xla_correlate(x: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
@@ -169,40 +166,130 @@ def _xla_correlate(x: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
 
 
 def _xla_spread(g: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
-    x = jax.ShapeDtypeStruct((g.shape[0], *window.size, k.shape[2]), g.dtype)
+    shape = (g.shape[0], *window.size, k.shape[2])
+    x = jax.ShapeDtypeStruct(shape, g.dtype)  # type: ignore[no-untyped-call]
     return jax.linear_transpose(lambda x: _xla_correlate(x, k, window), x)(g)[0]
 
 
 def _xla_kernel_gradient(x: jax.Array, g: jax.Array, window: _Window) -> jax.Array:
-    k = jax.ShapeDtypeStruct((*window.filter, x.shape[-1], g.shape[-1]), g.dtype)
+    shape = (*window.filter, x.shape[-1], g.shape[-1])
+    k = jax.ShapeDtypeStruct(shape, g.dtype)  # type: ignore[no-untyped-call]
     return jax.linear_transpose(lambda k: _xla_correlate(x, k, window), k)(g)[0]
+
+
+# The maps on CPUs. Over images of 10x10 to 84x84 and 4 to 64 channels one formulation of each was best or near it
+# in sum, so nothing is chosen by shape: a plain forward convolution (fast in loops too); for its transpose, a
+# plain forward convolution to stride * stride times the channels, which then move into space; for the kernel's
+# gradient, a product of columns. Memory traffic is most of their cost, so copies are few.
+
+
+def _cpu_correlate(x: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
+    @jax.custom_batching.custom_vmap
+    def correlate(x: jax.Array, k: jax.Array) -> jax.Array:
+        return _xla_correlate(x, k, window)
+
+    @correlate.def_vmap
+    def batched(axis_size: int, is_batched: list[bool], x: jax.Array, k: jax.Array) -> tuple[jax.Array, bool]:
+        x_batched, k_batched = is_batched
+        if k_batched:  # would be a grouped convolution, which is slow
+            axes = (0 if x_batched else None, 0)
+            return jax.vmap(lambda x, k: _patches_product(x, k, window), axes)(x, k), True
+        y = correlate(x.reshape(-1, *x.shape[2:]), k)
+        return y.reshape(axis_size, -1, *y.shape[1:]), True
+
+    return correlate(x, k)
+
+
+def _patches_product(x: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
+    x = _pad(x, window)
+    columns = _columns(x, window)
+    rows = [_every_row(columns, i, window) for i in range(window.filter[0])]
+    patches = jnp.concatenate(rows, axis=-1)
+    return _matmul(patches, k.reshape(-1, k.shape[-1])).astype(x.dtype)
+
+
+def _cpu_spread(g: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
+    """Pixels `stride * q + r` are, for each r, a convolution of g with the taps r, r + stride, ..."""
+    (sh, sw), (kh, kw), (h, w) = window.stride, window.filter, window.out
+    channels, features = k.shape[2:]
+    taps_h, taps_w = -(-kh // sh), -(-kw // sw)
+    k = jnp.pad(k, ((0, taps_h * sh - kh), (0, taps_w * sw - kw), (0, 0), (0, 0)))
+    k = k.reshape(taps_h, sh, taps_w, sw, channels, features)[::-1, :, ::-1]
+    k = k.transpose(0, 2, 5, 1, 3, 4).reshape(taps_h, taps_w, features, sh * sw * channels)
+    blocks = (h + taps_h - 1, w + taps_w - 1)
+    every = _Window((h, w), blocks, (taps_h, taps_w), (1, 1), (taps_h - 1, taps_w - 1))
+    y = _cpu_correlate(g, k, every).reshape(-1, *blocks, sh, sw, channels)
+    y = y.transpose(0, 1, 3, 2, 4, 5).reshape(-1, blocks[0] * sh, blocks[1] * sw, channels)
+    crop = [
+        (-low, size + low - block * s, 0)
+        for low, size, block, s in zip(window.low, window.size, blocks, window.stride, strict=True)
+    ]
+    return lax.pad(y, jnp.zeros((), y.dtype), [(0, 0, 0), *crop, (0, 0, 0)])
+
+
+def _cpu_kernel_gradient(x: jax.Array, g: jax.Array, window: _Window) -> jax.Array:
+    """Columns times cotangent, one product for each filter row, summed over pieces that fit the cache."""
+    column_bytes = math.prod(window.out) * window.filter[1] * x.shape[-1] * x.dtype.itemsize
+    most = max(1, _CACHE_BYTES // column_bytes)
+    images = max((n for n in range(1, min(most, len(x)) + 1) if len(x) % n == 0), default=1)
+
+    def add(total: jax.Array, piece: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        x, g = piece
+        columns, g = _columns(_pad(x, window), window), g.reshape(-1, g.shape[-1])
+        rows = [_every_row(columns, i, window) for i in range(window.filter[0])]
+        products = [_matmul(row.reshape(-1, row.shape[-1]).T, g) for row in rows]
+        return total + jnp.stack(products), None
+
+    columns_shape = (window.filter[0], window.filter[1] * x.shape[-1], g.shape[-1])
+    start = jnp.zeros(columns_shape, _wide(x.dtype))
+    pieces = jax.tree.map(lambda a: a.reshape(-1, images, *a.shape[1:]), (x, g))
+    total, _ = lax.scan(add, start, pieces)
+    return total.reshape(*window.filter, x.shape[-1], g.shape[-1]).astype(x.dtype)
+
+
+def _pad(x: jax.Array, window: _Window) -> jax.Array:
+    return jnp.pad(x, ((0, 0), *_pads(window), (0, 0)))
+
+
+def _columns(x: jax.Array, window: _Window) -> jax.Array:
+    """`[n, H, W, C]`, padded, to `[n, H, w, kw * C]`: what each column of the output sees of each row."""
+    (_, w), (_, kw), (_, s) = window.out, window.filter, window.stride
+    return jnp.concatenate([x[:, :, j : j + (w - 1) * s + 1 : s] for j in range(kw)], axis=-1)
+
+
+def _every_row(columns: jax.Array, i: int, window: _Window) -> jax.Array:
+    """Row `i` of the filter: `[n, h, w, kw * C]`."""
+    return columns[:, i : i + (window.out[0] - 1) * window.stride[0] + 1 : window.stride[0]]
+
+
+def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.matmul(a, b, preferred_element_type=_wide(a.dtype))
+
+
+def _wide(dtype: jnp.dtype) -> jnp.dtype:
+    """The type to sum in."""
+    return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
 
 
 _Map = Callable[[jax.Array, jax.Array, _Window], jax.Array]
 
 
-def _differentiable(function: _Map) -> jax.custom_vjp:
+def _choose(cpu: _Map, default: _Map) -> jax.custom_vjp:
+    def function(a: jax.Array, b: jax.Array, window: _Window) -> jax.Array:
+        return lax.platform_dependent(
+            a, b, cpu=lambda a, b: cpu(a, b, window), default=lambda a, b: default(a, b, window)
+        )
+
     return jax.custom_vjp(function, nondiff_argnums=(2,))
 
 
-@_differentiable
-def _correlate(x: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
-    return _xla_correlate(x, k, window)
-
-
-@_differentiable
-def _spread(g: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
-    return _xla_spread(g, k, window)
-
-
-@_differentiable
-def _kernel_gradient(x: jax.Array, g: jax.Array, window: _Window) -> jax.Array:
-    return _xla_kernel_gradient(x, g, window)
-
-
-def _keep(function: _Map):  # type: ignore[no-untyped-def]
+def _keep(function: _Map) -> Callable[..., Any]:
     return lambda a, b, window: (function(a, b, window), (a, b))
 
+
+_correlate = _choose(_cpu_correlate, _xla_correlate)
+_spread = _choose(_cpu_spread, _xla_spread)
+_kernel_gradient = _choose(_cpu_kernel_gradient, _xla_kernel_gradient)
 
 _correlate.defvjp(
     _keep(_correlate), lambda window, xk, g: (_spread(g, xk[1], window), _kernel_gradient(xk[0], g, window))
@@ -213,3 +300,40 @@ _spread.defvjp(
 _kernel_gradient.defvjp(
     _keep(_kernel_gradient), lambda window, xg, k: (_spread(xg[1], k, window), _correlate(xg[0], k, window))
 )
+
+
+# Depthwise: on CPUs a few multiply-adds of shifted images, elsewhere a grouped convolution.
+
+
+def _xla_depthwise(x: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        k.reshape(*window.filter, 1, -1),
+        window.stride,
+        _pads(window),
+        dimension_numbers=_LAYOUT,
+        feature_group_count=x.shape[-1],
+    )
+
+
+def _cpu_depthwise(x: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
+    wide = _wide(x.dtype)
+    columns = _pad(x, window).astype(wide)[..., None]
+    shape = (len(x), *window.out, *k.shape[2:])
+    (_, w), (_, s) = window.out, window.stride
+    y = jnp.zeros(shape, wide)
+    for i, j in itertools.product(*map(range, window.filter)):
+        shifted = _every_row(columns[:, :, j : j + (w - 1) * s + 1 : s], i, window)
+        y += shifted * jnp.broadcast_to(k[i, j].astype(wide), shape)
+    return y.reshape(*shape[:3], math.prod(shape[3:])).astype(x.dtype)
+
+
+def _depthwise_bwd(window: _Window, xk: Any, g: jax.Array) -> Any:
+    def transpose(function: _Map) -> Callable[..., Any]:
+        return lambda x, k, g: jax.vjp(lambda x, k: function(x, k, window), x, k)[1](g)
+
+    return lax.platform_dependent(*xk, g, cpu=transpose(_cpu_depthwise), default=transpose(_xla_depthwise))
+
+
+_depthwise = _choose(_cpu_depthwise, _xla_depthwise)
+_depthwise.defvjp(_keep(_depthwise), _depthwise_bwd)

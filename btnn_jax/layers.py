@@ -1,7 +1,7 @@
 """Single layers: linear, noisy linear, convolutions; and sampling of one-hot actions.
 
 Layers take any number of leading axes, so `[T, B, ...]` goes in as it is. Convolutions are channels-last.
-`dtype` is the type of computation (None: that of inputs and parameters), `param_dtype` the type of parameters.
+`dtype` is the type of computation (None: that of inputs and parameters), `param_dtype` that of parameters.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from flax.typing import Dtype, Initializer
 
 from btnn_jax.convolution import conv1d, conv2d, deconv2d, depthwise_conv2d
 
-# A factored product reads mu and sigma once and makes no kernel, which wins while the product itself is cheap;
-# from this many rows on, one product with the noisy kernel is cheaper than two with its factors.
+# A factored product reads mu and sigma once and makes no kernel, which wins while products are
+# cheap; from this many rows on, one product with the noisy kernel is cheaper than two with its factors.
 _MATERIALISE_FROM_ROWS = 20
 
 # Each input channel has its own filters, so it is a batch of the initialisation and not part of the fan.
@@ -88,7 +88,7 @@ def _signed_sqrt(eps: jax.Array) -> jax.Array:
 def _noisy_product(
     x: jax.Array, mu: jax.Array, sigma: jax.Array, f_in: jax.Array, f_out: jax.Array
 ) -> jax.Array:
-    """`x [N, D] @ (mu + sigma * outer(f_in, f_out))`; its gradient keeps the kernel and remakes the cheap rest."""
+    """`x [N, D] @ (mu + sigma * outer(f_in, f_out))`; the gradient keeps the kernel."""
     return x @ (mu + sigma * jnp.outer(f_in, f_out))
 
 
@@ -159,8 +159,8 @@ def noisy_linear(
 class NoisyLinear(nn.Module):
     """A linear layer with learned, factorised Gaussian parameter noise: see `noisy_linear`.
 
-    Fortunato et al. (2017), "Noisy Networks for Exploration", sections 3 and 3.2. Each layer draws its own noise
-    from the stream `noise`; the same key gives the same noise, so that noise can be held for a whole rollout.
+    Fortunato et al. (2017), "Noisy Networks for Exploration", sections 3 and 3.2. Each layer draws its own
+    noise from the stream `noise`; the same key gives the same noise, so it can be held for a rollout.
 
     Attributes:
       size: number of outputs.
@@ -220,7 +220,9 @@ class NoisyLinear(nn.Module):
 
 
 class Conv2D(nn.Module):
-    """A convolution of images `[N..., H, W, C] -> [N..., h, w, num_filters]`, kernel `[kh, kw, C, num_filters]`.
+    """A convolution of images, `[N..., H, W, C] -> [N..., h, w, num_filters]`.
+
+    Kernel `[kh, kw, C, num_filters]`.
 
     >>> import jax
     >>> layer = Conv2D(8, stride=(2, 2))
