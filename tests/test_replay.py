@@ -219,14 +219,14 @@ def test_half_of_the_rebalanced_rewards_are_zero_and_each_half_is_uniform(reward
         assert_uniform(counts[counts > 0])
 
 
-@pytest.mark.parametrize("reward", [0.0, -1.5])
-def test_an_empty_class_falls_back_to_the_other(reward):
+@pytest.mark.parametrize("reward_rate", [0.0, 1.0])
+def test_an_empty_class_falls_back_to_the_whole_of_the_other(reward_rate):
     replay = make_replay(2 * T, T)
-    steps, resets = jnp.zeros((T, B), jnp.uint8), jnp.zeros((T, B), bool)
-    state = jax.jit(replay.add)(replay.init(steps[0]), steps, jnp.full((T, B), reward), resets)
-    _, drawn = draw(replay, state, 100)
+    *_, state = filled(replay, play(2, seed=0, reward_rate=reward_rate))
+    _, drawn = draw(replay, state, 20_000, frames=1)
     assert drawn.where.all()
-    np.testing.assert_array_equal(drawn.rewards, np.float32(reward))
+    np.testing.assert_array_equal(drawn.rewards != 0, bool(reward_rate))
+    assert_uniform(counts_of(jax.tree.map(lambda leaf: leaf[:, -1], drawn.steps), 2 * T))
 
 
 def test_the_age_of_an_endless_episode_stays_bounded():
