@@ -16,7 +16,9 @@ def make_run(tmp_path):
         folder = create_run(tmp_path / name, Run("probe-memory", UnrealConfig(pc_weight=0)))
         with MetricsWriter(folder) as writer:
             for i in range(records):
-                values = {"entropy": 1.0, "value_loss": 10.0**-i, **metrics}
+                values = {"entropy": 1.0, "value_loss": 10.0**-i} | {
+                    name: x[i] for name, x in metrics.items()
+                }
                 writer.write(100_000 * (i + 1), i, values | ({"episode_return": i / 10} if i > 2 else {}))
         return folder
 
@@ -41,12 +43,12 @@ def test_draws_the_returns_in_environment_steps_without_what_was_not_known(make_
 
 
 def test_shows_only_what_was_recorded(make_run):
-    figure = plots.draw([plots.read_curves(make_run("run", noise_sigma=0.1))])
+    figure = plots.draw([plots.read_curves(make_run("run", noise_sigma=[0.1] * 20))])
     assert titles(figure) == ["Return of an episode", "Policy entropy", "Value loss", "Noise in the heads"]
 
 
 def test_only_positive_values_over_decades_are_logarithmic(make_run):
-    figure = plots.draw([plots.read_curves(make_run("run", gradient_norm=0.0))])
+    figure = plots.draw([plots.read_curves(make_run("run", gradient_norm=range(20)))])
     scales = {axes.get_title(loc="left"): axes.get_yscale() for axes in figure.axes}
     assert scales["Value loss"] == "log"
     assert scales["Gradient norm"] == "linear"
@@ -66,7 +68,7 @@ def test_shows_the_random_agent_and_the_evaluation(make_run):
 
 
 def test_draws_several_runs_together(make_run, tmp_path):
-    folders = [make_run("one"), make_run("two", records=5, approx_kl=0.1)]
+    folders = [make_run("one"), make_run("two", records=5, approx_kl=[0.1] * 5)]
     path = plots.plot_runs(folders, tmp_path / "both.png")
     assert path.read_bytes().startswith(b"\x89PNG")
     figure = plots.draw([plots.read_curves(folder) for folder in folders])
