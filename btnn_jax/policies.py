@@ -237,7 +237,8 @@ def init_params(policy: UnrealPolicy, key: jax.Array, observation: PyTree, *, rp
         last_reward=jnp.zeros((1, 1), jnp.float32),
         reset=jnp.ones((1, 1), bool),
     )
-    variables = policy.init(
+    # Lazy: the forward pass is traced for its shapes and not compiled.
+    variables = policy.lazy_init(
         {"params": params_key, "noise": noise_key},
         inputs,
         policy.initial_state(1),

@@ -94,7 +94,7 @@ def play(env: Environment, act: Act, carry: PyTree, key: jax.Array, num_episodes
         running = ~episodes.finished
         episodes = Episodes(
             returns=episodes.returns + jnp.where(running, time_step.reward, 0.0),
-            lengths=episodes.lengths + running,
+            lengths=episodes.lengths + running.astype(jnp.int32),
             finished=episodes.finished | done,
         )
         inputs = AgentInput(time_step.observation, action, time_step.reward, done)

@@ -93,8 +93,8 @@ def make_unreal(
 
     Returns:
       `init(key) -> TrainState` and `step(state) -> (state, metrics)`, where metrics are float32 scalars: `policy_loss
-      value_loss entropy approx_kl clip_fraction explained_variance gradient_norm episode_return episode_length episodes
-      skipped learning_rate`, and, where they apply, `noise_sigma pixel_control_loss value_replay_loss
+      value_loss entropy approx_kl clip_fraction explained_variance gradient_norm episode_return episode_length skipped
+      learning_rate`, and, where they apply, `noise_sigma pixel_control_loss value_replay_loss
       reward_prediction_loss`.
     """
     policy = policy or make_unreal_policy(config, env)
@@ -137,8 +137,9 @@ def make_unreal(
         )
         if axis_name is not None:
             gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
-        norm = optax.global_norm(gradients)
-        updates, new_opt_state = optimizer.update(gradients, opt_state, params)
+        norm = optax.tree.norm(gradients)
+        with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes float32 and int32
+            updates, new_opt_state = optimizer.update(gradients, opt_state, params)
         # An update that is not finite would end the run; leaving it out costs one step.
         finite = jnp.isfinite(norm)
         params, opt_state = jax.tree.map(

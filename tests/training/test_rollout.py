@@ -120,7 +120,7 @@ def test_no_two_environments_share_a_stream():
 
 
 def test_pixel_changes_are_towards_the_final_observation():
-    env = envs.make("probe-pixels")
+    env = envs.make("probe-pixels", limit=5)
     policy = make_policy(env.action_depths, env.observation, num_filters=(2,), hidden=(4,), lstm=(), pc_cell=(2, 2))
     reset, rollout = make_rollout(env, policy, B, T, pc_cell=(2, 2))
     actors = reset(jax.random.key(0))
