@@ -14,9 +14,10 @@ On GPUs and TPUs these are XLA's own convolutions; the choice is made when the p
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,6 @@ from jax import lax
 
 Pair = tuple[int, int]
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-_CACHE_BYTES = 500_000  # of columns at a time: a second-level cache with room for what they meet
 
 
 class _Window(NamedTuple):
@@ -158,28 +158,57 @@ def _pads(window: _Window) -> list[Pair]:
     return [(low, max(0, (o - 1) * s + k - n - low)) for n, o, k, s, low in zip(*window, strict=True)]
 
 
-# The three maps, on GPUs and TPUs: XLA's own convolution and its transposes.
+_Map = Callable[[jax.Array, jax.Array, _Window], jax.Array]
+
+
+def _three_maps(cpu: tuple[_Map, _Map, _Map], xla: _Map, filters: Callable[[int, int], int]) -> list[Any]:
+    """The three maps of a trilinear form, each with a gradient made of the other two.
+
+    `xla` computes the first map on other backends; the other two are its transposes. `filters` is the length of
+    the kernel's last axis, given the channels of x and of g.
+    """
+
+    def xla_spread(g: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
+        shape = (len(g), *window.size, k.shape[2])
+        x = jax.ShapeDtypeStruct(shape, g.dtype)  # type: ignore[no-untyped-call]
+        return jax.linear_transpose(lambda x: xla(x, k, window), x)(g)[0]
+
+    def xla_kernel_gradient(x: jax.Array, g: jax.Array, window: _Window) -> jax.Array:
+        shape = (*window.filter, x.shape[-1], filters(x.shape[-1], g.shape[-1]))
+        k = jax.ShapeDtypeStruct(shape, g.dtype)  # type: ignore[no-untyped-call]
+        return jax.linear_transpose(lambda k: xla(x, k, window), k)(g)[0]
+
+    def choose(cpu: _Map, default: _Map) -> Any:
+        def function(a: jax.Array, b: jax.Array, window: _Window) -> jax.Array:
+            return lax.platform_dependent(
+                a, b, cpu=lambda a, b: cpu(a, b, window), default=lambda a, b: default(a, b, window)
+            )
+
+        return jax.custom_vjp(function, nondiff_argnums=(2,))
+
+    def keep(function: _Map) -> Any:
+        return lambda a, b, window: (function(a, b, window), (a, b))
+
+    correlate, spread, kernel_gradient = map(choose, cpu, (xla, xla_spread, xla_kernel_gradient))
+    correlate.defvjp(
+        keep(correlate), lambda window, xk, g: (spread(g, xk[1], window), kernel_gradient(xk[0], g, window))
+    )
+    spread.defvjp(
+        keep(spread), lambda window, gk, x: (correlate(x, gk[1], window), kernel_gradient(x, gk[0], window))
+    )
+    kernel_gradient.defvjp(
+        keep(kernel_gradient), lambda window, xg, k: (spread(xg[1], k, window), correlate(xg[0], k, window))
+    )
+    return [correlate, spread, kernel_gradient]
 
 
 def _xla_correlate(x: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
     return lax.conv_general_dilated(x, k, window.stride, _pads(window), dimension_numbers=_LAYOUT)
 
 
-def _xla_spread(g: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
-    shape = (g.shape[0], *window.size, k.shape[2])
-    x = jax.ShapeDtypeStruct(shape, g.dtype)  # type: ignore[no-untyped-call]
-    return jax.linear_transpose(lambda x: _xla_correlate(x, k, window), x)(g)[0]
-
-
-def _xla_kernel_gradient(x: jax.Array, g: jax.Array, window: _Window) -> jax.Array:
-    shape = (*window.filter, x.shape[-1], g.shape[-1])
-    k = jax.ShapeDtypeStruct(shape, g.dtype)  # type: ignore[no-untyped-call]
-    return jax.linear_transpose(lambda k: _xla_correlate(x, k, window), k)(g)[0]
-
-
-# The maps on CPUs. Over images of 10x10 to 84x84 and 4 to 64 channels one formulation of each was best or near it
-# in sum, so nothing is chosen by shape: a plain forward convolution (fast in loops too); for its transpose, a
-# plain forward convolution to stride * stride times the channels, which then move into space; for the kernel's
+# The maps on CPUs. Over images of 10x10 to 84x84 and 4 to 64 channels one formulation of each was best or
+# nearly so in sum, so nothing is chosen by shape: a plain forward convolution, which is fast in loops too; for
+# its transpose, one to stride * stride times the channels, which then move into space; for the kernel's
 # gradient, a product of columns. Memory traffic is most of their cost, so copies are few.
 
 
@@ -228,23 +257,11 @@ def _cpu_spread(g: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
 
 
 def _cpu_kernel_gradient(x: jax.Array, g: jax.Array, window: _Window) -> jax.Array:
-    """Columns times cotangent, one product for each filter row, summed over pieces that fit the cache."""
-    column_bytes = math.prod(window.out) * window.filter[1] * x.shape[-1] * x.dtype.itemsize
-    most = max(1, _CACHE_BYTES // column_bytes)
-    images = max((n for n in range(1, min(most, len(x)) + 1) if len(x) % n == 0), default=1)
-
-    def add(total: jax.Array, piece: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        x, g = piece
-        columns, g = _columns(_pad(x, window), window), g.reshape(-1, g.shape[-1])
-        rows = [_every_row(columns, i, window) for i in range(window.filter[0])]
-        products = [_matmul(row.reshape(-1, row.shape[-1]).T, g) for row in rows]
-        return total + jnp.stack(products), None
-
-    columns_shape = (window.filter[0], window.filter[1] * x.shape[-1], g.shape[-1])
-    start = jnp.zeros(columns_shape, _wide(x.dtype))
-    pieces = jax.tree.map(lambda a: a.reshape(-1, images, *a.shape[1:]), (x, g))
-    total, _ = lax.scan(add, start, pieces)
-    return total.reshape(*window.filter, x.shape[-1], g.shape[-1]).astype(x.dtype)
+    """Columns times cotangent, one product for each row of the filter."""
+    columns, g_rows = _columns(_pad(x, window), window), g.reshape(-1, g.shape[-1])
+    rows = [_every_row(columns, i, window) for i in range(window.filter[0])]
+    products = [_matmul(row.reshape(-1, row.shape[-1]).T, g_rows) for row in rows]
+    return jnp.stack(products).reshape(*window.filter, x.shape[-1], g.shape[-1]).astype(x.dtype)
 
 
 def _pad(x: jax.Array, window: _Window) -> jax.Array:
@@ -271,69 +288,69 @@ def _wide(dtype: jnp.dtype) -> jnp.dtype:
     return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
 
 
-_Map = Callable[[jax.Array, jax.Array, _Window], jax.Array]
-
-
-def _choose(cpu: _Map, default: _Map) -> jax.custom_vjp:
-    def function(a: jax.Array, b: jax.Array, window: _Window) -> jax.Array:
-        return lax.platform_dependent(
-            a, b, cpu=lambda a, b: cpu(a, b, window), default=lambda a, b: default(a, b, window)
-        )
-
-    return jax.custom_vjp(function, nondiff_argnums=(2,))
-
-
-def _keep(function: _Map) -> Callable[..., Any]:
-    return lambda a, b, window: (function(a, b, window), (a, b))
-
-
-_correlate = _choose(_cpu_correlate, _xla_correlate)
-_spread = _choose(_cpu_spread, _xla_spread)
-_kernel_gradient = _choose(_cpu_kernel_gradient, _xla_kernel_gradient)
-
-_correlate.defvjp(
-    _keep(_correlate), lambda window, xk, g: (_spread(g, xk[1], window), _kernel_gradient(xk[0], g, window))
-)
-_spread.defvjp(
-    _keep(_spread), lambda window, gk, x: (_correlate(x, gk[1], window), _kernel_gradient(x, gk[0], window))
-)
-_kernel_gradient.defvjp(
-    _keep(_kernel_gradient), lambda window, xg, k: (_spread(xg[1], k, window), _correlate(xg[0], k, window))
+_correlate, _spread, _kernel_gradient = _three_maps(
+    (_cpu_correlate, _cpu_spread, _cpu_kernel_gradient), _xla_correlate, lambda channels, features: features
 )
 
 
-# Depthwise: on CPUs a few multiply-adds of shifted images, elsewhere a grouped convolution.
+# Channel by channel: on CPUs a multiply-add per tap of shifted images, elsewhere a grouped convolution.
 
 
 def _xla_depthwise(x: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
+    channels, filters = k.shape[2:]
     return lax.conv_general_dilated(
         x,
-        k.reshape(*window.filter, 1, -1),
+        k.reshape(*window.filter, 1, channels * filters),
         window.stride,
         _pads(window),
         dimension_numbers=_LAYOUT,
-        feature_group_count=x.shape[-1],
+        feature_group_count=channels,
     )
 
 
-def _cpu_depthwise(x: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
-    wide = _wide(x.dtype)
-    columns = _pad(x, window).astype(wide)[..., None]
-    shape = (len(x), *window.out, *k.shape[2:])
-    (_, w), (_, s) = window.out, window.stride
-    y = jnp.zeros(shape, wide)
+def _shifts(x: jax.Array, window: _Window) -> Iterator[tuple[int, int, jax.Array]]:
+    """For each tap, its place in the filter and what it sees: `[n, h, w, C]`."""
+    (h, w), (sh, sw) = window.out, window.stride
+    x = _pad(x, window)
     for i, j in itertools.product(*map(range, window.filter)):
-        shifted = _every_row(columns[:, :, j : j + (w - 1) * s + 1 : s], i, window)
-        y += shifted * jnp.broadcast_to(k[i, j].astype(wide), shape)
-    return y.reshape(*shape[:3], math.prod(shape[3:])).astype(x.dtype)
+        yield i, j, x[:, i : i + (h - 1) * sh + 1 : sh, j : j + (w - 1) * sw + 1 : sw]
 
 
-def _depthwise_bwd(window: _Window, xk: Any, g: jax.Array) -> Any:
-    def transpose(function: _Map) -> Callable[..., Any]:
-        return lambda x, k, g: jax.vjp(lambda x, k: function(x, k, window), x, k)[1](g)
+def _cpu_depthwise(x: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
+    shape = (len(x), *window.out, *k.shape[2:])
+    k = k.astype(_wide(k.dtype))
+    y = jnp.zeros(shape, k.dtype)
+    for i, j, shifted in _shifts(x.astype(k.dtype), window):
+        y += shifted[..., None] * jnp.broadcast_to(k[i, j], shape)
+    return y.reshape(*shape[:3], shape[3] * shape[4]).astype(x.dtype)
 
-    return lax.platform_dependent(*xk, g, cpu=transpose(_cpu_depthwise), default=transpose(_xla_depthwise))
+
+def _cpu_depthwise_spread(g: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
+    """The flipped kernel over g, spaced out by the stride; one filter after the other, for contiguous sums."""
+    dtype, filters = g.dtype, k.shape[3]
+    spaced = [
+        (f - 1 - low, n + low - (o - 1) * s - 1, s - 1) for n, o, f, s, low in zip(*window, strict=True)
+    ]
+    g = lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), *spaced, (0, 0, 0)]).astype(_wide(g.dtype))
+    k = k[::-1, ::-1].astype(g.dtype)
+    every = _Window((g.shape[1], g.shape[2]), window.size, window.filter, (1, 1), (0, 0))
+    parts = [_cpu_depthwise(g[..., m::filters], k[..., m : m + 1], every) for m in range(filters)]
+    return functools.reduce(jnp.add, parts).astype(dtype)
 
 
-_depthwise = _choose(_cpu_depthwise, _xla_depthwise)
-_depthwise.defvjp(_keep(_depthwise), _depthwise_bwd)
+def _cpu_depthwise_kernel_gradient(x: jax.Array, g: jax.Array, window: _Window) -> jax.Array:
+    dtype, channels, filters = x.dtype, x.shape[-1], g.shape[-1] // x.shape[-1]
+    x, g = x.astype(_wide(x.dtype)), g.astype(_wide(g.dtype))
+    taps = [
+        [jnp.sum(shifted * g[..., m::filters], (0, 1, 2)) for m in range(filters)]
+        for _, _, shifted in _shifts(x, window)
+    ]
+    kernel = jnp.stack([jnp.stack(tap, -1) for tap in taps])
+    return kernel.reshape(*window.filter, channels, filters).astype(dtype)
+
+
+_depthwise, _, _ = _three_maps(
+    (_cpu_depthwise, _cpu_depthwise_spread, _cpu_depthwise_kernel_gradient),
+    _xla_depthwise,
+    lambda channels, features: features // channels,
+)

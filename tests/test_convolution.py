@@ -107,12 +107,6 @@ EACH = [
 ]
 
 
-@pytest.mark.parametrize(("ours", "theirs"), EACH)
-def test_many_images_are_summed_in_pieces(ours, theirs):
-    args = normal(1, (96, 21, 21, 4), (4, 4, 4, 8))
-    assert_close(value_and_gradients(ours, *args), value_and_gradients(theirs, *args))
-
-
 @pytest.mark.parametrize("function", [conv2d, deconv2d, depthwise_conv2d])
 @pytest.mark.parametrize("lead", [(), (0,), (2, 3)])
 def test_any_leading_axes(function, lead):
