@@ -164,8 +164,8 @@ _Map = Callable[[jax.Array, jax.Array, _Window], jax.Array]
 def _three_maps(cpu: tuple[_Map, _Map, _Map], xla: _Map, filters: Callable[[int, int], int]) -> list[Any]:
     """The three maps of a trilinear form, each with a gradient made of the other two.
 
-    `xla` computes the first map on other backends; the other two are its transposes. `filters` is the length of
-    the kernel's last axis, given the channels of x and of g.
+    `xla` computes the first map on other backends; the other two are its transposes. `filters` is the length
+    of the kernel's last axis, given the channels of x and of g.
     """
 
     def xla_spread(g: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
@@ -207,8 +207,8 @@ def _xla_correlate(x: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
 
 
 # The maps on CPUs. Over images of 10x10 to 84x84 and 4 to 64 channels one formulation of each was best or
-# nearly so in sum, so nothing is chosen by shape: a plain forward convolution, which is fast in loops too; for
-# its transpose, one to stride * stride times the channels, which then move into space; for the kernel's
+# nearly so in sum, so nothing is chosen by shape: a plain forward convolution, which is fast in loops too;
+# for its transpose, one to stride * stride times the channels, which then move into space; for the kernel's
 # gradient, a product of columns. Memory traffic is most of their cost, so copies are few.
 
 
@@ -326,7 +326,7 @@ def _cpu_depthwise(x: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
 
 
 def _cpu_depthwise_spread(g: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
-    """The flipped kernel over g, spaced out by the stride; one filter after the other, for contiguous sums."""
+    """The flipped kernel over g, spaced out by the stride; one filter at a time, for sums in order."""
     dtype, filters = g.dtype, k.shape[3]
     spaced = [
         (f - 1 - low, n + low - (o - 1) * s - 1, s - 1) for n, o, f, s, low in zip(*window, strict=True)

@@ -6,6 +6,7 @@ Layers take any number of leading axes, so `[T, B, ...]` goes in as it is. Convo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import jax
@@ -84,29 +85,6 @@ def _signed_sqrt(eps: jax.Array) -> jax.Array:
     return jnp.sign(eps) * jnp.sqrt(jnp.abs(eps))
 
 
-@jax.custom_vjp
-def _noisy_product(
-    x: jax.Array, mu: jax.Array, sigma: jax.Array, f_in: jax.Array, f_out: jax.Array
-) -> jax.Array:
-    """`x [N, D] @ (mu + sigma * outer(f_in, f_out))`; the gradient keeps the kernel."""
-    return x @ (mu + sigma * jnp.outer(f_in, f_out))
-
-
-def _noisy_product_fwd(x, mu, sigma, f_in, f_out):  # type: ignore[no-untyped-def]
-    kernel = mu + sigma * jnp.outer(f_in, f_out)
-    return x @ kernel, (x, kernel, sigma, f_in, f_out)
-
-
-def _noisy_product_bwd(residuals, g):  # type: ignore[no-untyped-def]
-    x, kernel, sigma, f_in, f_out = residuals
-    d_kernel = x.T @ g
-    d_noise = d_kernel * sigma  # only for f_in and f_out, so compiled away when nobody asks
-    return g @ kernel.T, d_kernel, d_kernel * jnp.outer(f_in, f_out), d_noise @ f_out, f_in @ d_noise
-
-
-_noisy_product.defvjp(_noisy_product_fwd, _noisy_product_bwd)
-
-
 def noisy_linear(
     x: jax.Array, params: Mapping[str, jax.Array], eps_in: jax.Array, eps_out: jax.Array
 ) -> jax.Array:
@@ -144,16 +122,14 @@ def noisy_linear(
             f"{(*lead, size)} (per example); got {eps_in.shape} and {eps_out.shape}."
         )
     f_in, f_out = _signed_sqrt(eps_in), _signed_sqrt(eps_out)
-    rows = x.size // in_size
-    if eps_in.ndim == 1 and rows >= _MATERIALISE_FROM_ROWS:
-        y = _noisy_product(x.reshape(rows, in_size), mu, sigma, f_in, f_out).reshape(*lead, size)
+    if eps_in.ndim == 1 and math.prod(lead) >= _MATERIALISE_FROM_ROWS:
+        y = x @ (mu + sigma * jnp.outer(f_in, f_out))
     else:
-        f_in, f_out = jnp.broadcast_to(f_in, x.shape), jnp.broadcast_to(f_out, (*lead, size))
-        y = x @ mu + ((x * f_in) @ sigma) * f_out
-    if "bias_mu" in params:
-        y = _add_bias(y, params["bias_mu"])
-        y = y + jnp.broadcast_to(params["bias_sigma"], y.shape) * jnp.broadcast_to(f_out, y.shape)
-    return y
+        y = x @ mu + ((x * jnp.broadcast_to(f_in, x.shape)) @ sigma) * jnp.broadcast_to(f_out, (*lead, size))
+    if "bias_mu" not in params:
+        return y
+    bias_mu, bias_sigma = (jnp.broadcast_to(params[name], f_out.shape) for name in ("bias_mu", "bias_sigma"))
+    return _add_bias(y, bias_mu + bias_sigma * f_out)
 
 
 class NoisyLinear(nn.Module):
