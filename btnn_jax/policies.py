@@ -90,7 +90,9 @@ class ObservationEncoder(nn.Module):
         if not isinstance(self.shape_ranks, Mapping):
             return self._stream("stream", observation, self.shape_ranks)
         if set(self.shape_ranks) != set(observation):
-            raise ValueError(f"expected observation streams {sorted(self.shape_ranks)}, got {sorted(observation)}")
+            raise ValueError(
+                f"expected observation streams {sorted(self.shape_ranks)}, got {sorted(observation)}"
+            )
         names = sorted(self.shape_ranks)
         return jnp.concatenate([self._stream(n, observation[n], self.shape_ranks[n]) for n in names], axis=-1)
 
@@ -102,7 +104,9 @@ class ObservationEncoder(nn.Module):
             x = self._convolutions(name, x.reshape(*lead, *as_image(shape)))
         x = x.reshape(*lead, math.prod(x.shape[len(lead) :]))
         for i, size in enumerate(self.hidden):
-            x = nn.elu(Linear(size, dtype=self.dtype, param_dtype=self.param_dtype, name=f"{name}_dense_{i}")(x))
+            x = nn.elu(
+                Linear(size, dtype=self.dtype, param_dtype=self.param_dtype, name=f"{name}_dense_{i}")(x)
+            )
         return x
 
     def _convolutions(self, name: str, x: jax.Array) -> jax.Array:
@@ -116,6 +120,7 @@ class ObservationEncoder(nn.Module):
             tuple(1 if side == 1 else stride for side in (height, width)),
             pad="VALID" if small else "SAME",
             layer=self.conv_layer,
+            norm_epsilon=1e-5,  # a frame of one colour has no variance
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name=f"{name}_conv",
@@ -208,7 +213,8 @@ class UnrealPolicy(nn.Module):
             raise ValueError("this policy has no reward-prediction head: give it an rp_head")
         features = self.encoder(frames)
         return self.rp_head(
-            features.reshape(*features.shape[:-2], features.shape[-2] * features.shape[-1]), deterministic=deterministic
+            features.reshape(*features.shape[:-2], features.shape[-2] * features.shape[-1]),
+            deterministic=deterministic,
         )
 
     def init_heads(self, inputs: AgentInput, state: State, frames: int) -> None:
@@ -269,7 +275,9 @@ def pixel_stream(observation: PyTree, name: str | None = None) -> jax.Array:
     if name is None and len(observation) == 1:
         name = next(iter(observation))
     if name not in observation:
-        raise ValueError(f"pixel control needs the name of one observation stream of {sorted(observation)}, got {name!r}")
+        raise ValueError(
+            f"pixel control needs the name of one observation stream of {sorted(observation)}, got {name!r}"
+        )
     return observation[name]
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import ArrayLike
 
 PyTree = Any
 
@@ -184,7 +185,9 @@ class Replay:
         """Bool `[]`: there is something for `sample_rebalanced`."""
         return jnp.any(self._has_frames(state, frames))
 
-    def sample_rebalanced(self, key: Array, state: ReplayState, num: int, frames: int = 3) -> Frames:
+    def sample_rebalanced(
+        self, key: Array, state: ReplayState, num: int, frames: int = 3, *, threshold: ArrayLike = 0.0
+    ) -> Frames:
         """Draws frames before a reward which is zero with probability 1/2; uniformly within either kind.
 
         Where all rewards are zero, or none is, all are drawn from what there is. Frames never belong to two
@@ -198,10 +201,11 @@ class Replay:
             state: while `can_sample_rebalanced` is false, `where` is all false.
             num: `N`, number of samples.
             frames: consecutive steps in each sample.
+            threshold: rewards within `[-threshold, threshold]` count as zero.
         """
         key_class, key_rank = jax.random.split(key)
         eligible = self._has_frames(state, frames)
-        rewarding = eligible & (state.rewards != 0)
+        rewarding = eligible & (jnp.abs(state.rewards) > threshold)
         # All entries in line, those without a reward first: one is found by its rank in the running sum.
         entries = jnp.concatenate([eligible & ~rewarding, rewarding])
         running = jnp.cumsum(jnp.sum(entries, axis=1, dtype=jnp.int32))

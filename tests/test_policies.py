@@ -45,7 +45,9 @@ def test_the_pixel_control_grid_is_the_pixel_changes(observation):
     policy, params = small(observation, pc_cell=(2, 2) if observation is not PHOTO else (4, 4))
     inputs = make_inputs(observation, 4)
     frames = inputs.observation if observation is not SIGNAL else inputs.observation[..., None, :]
-    change = pixel_change_2d_estimator(frames[1:], frames[:-1], stride=(2, 2) if observation is not PHOTO else (4, 4))
+    change = pixel_change_2d_estimator(
+        frames[1:], frames[:-1], stride=(2, 2) if observation is not PHOTO else (4, 4)
+    )
     output, _ = policy.apply({"params": params}, inputs, policy.initial_state(3), deterministic=True)
     q = policy.apply(
         {"params": params}, output.features, deterministic=True, method=UnrealPolicy.pixel_control
@@ -70,7 +72,9 @@ def test_outputs_have_the_structure_of_the_spaces(observation, depths):
     assert output.value.shape == (5, 3)
     assert jax.tree.map(lambda x: x.shape, core) == (((3, 8), (3, 8)),)
     frames = jax.tree.map(lambda x: jnp.swapaxes(x[:3], 0, 1), inputs.observation)
-    logits = policy.apply({"params": params}, frames, deterministic=True, method=UnrealPolicy.reward_prediction)
+    logits = policy.apply(
+        {"params": params}, frames, deterministic=True, method=UnrealPolicy.reward_prediction
+    )
     assert logits.shape == (3, 3)
 
 
@@ -136,19 +140,28 @@ def test_bfloat16_computes_but_answers_in_float32():
     policy, params = small(IMAGE, dtype=jnp.bfloat16)
     inputs = make_inputs(IMAGE, 4)
     output, core = policy.apply({"params": params}, inputs, policy.initial_state(3), deterministic=True)
-    assert {x.dtype for x in jax.tree.leaves((output.logits, output.value, core, params))} == {jnp.dtype("float32")}
+    assert {x.dtype for x in jax.tree.leaves((output.logits, output.value, core, params))} == {
+        jnp.dtype("float32")
+    }
     assert output.features.dtype == jnp.bfloat16
     exact, _ = small(IMAGE)[0].apply({"params": params}, inputs, policy.initial_state(3), deterministic=True)
     np.testing.assert_allclose(output.value, exact.value, atol=0.05)
 
 
 def test_the_distribution_over_a_dict_of_actions_adds_up():
-    logits = {"a": jax.random.normal(jax.random.key(0), (6, 3)), "b": jax.random.normal(jax.random.key(1), (6, 2))}
+    logits = {
+        "a": jax.random.normal(jax.random.key(0), (6, 3)),
+        "b": jax.random.normal(jax.random.key(1), (6, 2)),
+    }
     distribution = action_distribution(logits)
     actions = distribution.sample(seed=jax.random.key(2))
-    np.testing.assert_allclose(distribution.log_prob(actions), categorical.log_prob(logits, actions), rtol=1e-5)
+    np.testing.assert_allclose(
+        distribution.log_prob(actions), categorical.log_prob(logits, actions), rtol=1e-5
+    )
     np.testing.assert_allclose(distribution.entropy(), categorical.entropy(logits), rtol=1e-5)
-    jax.tree.map(np.testing.assert_array_equal, distribution.mode(), jax.tree.map(lambda x: x.argmax(-1), logits))
+    jax.tree.map(
+        np.testing.assert_array_equal, distribution.mode(), jax.tree.map(lambda x: x.argmax(-1), logits)
+    )
 
 
 def test_what_cannot_fit_is_said():

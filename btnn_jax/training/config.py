@@ -21,7 +21,7 @@ class UnrealConfig:
     """
 
     # Experience
-    num_envs: int = 64  # environments stepped side by side
+    num_envs: int = 64  # environments stepped side by side, on each device
     rollout_length: int = 32  # steps of each environment per update; also the length of replayed sequences
     total_steps: int = 2_000_000  # environment steps of the whole run; the schedules end there
     discount: float = 0.99
@@ -77,21 +77,41 @@ class UnrealConfig:
             self._check(name, getattr(self, name) >= 0, "at least 0")
         self._check("algorithm", self.algorithm in ALGORITHMS, f"one of {', '.join(ALGORITHMS)}")
         self._check(
-            "learning_rate_schedule", self.learning_rate_schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"
+            "learning_rate_schedule",
+            self.learning_rate_schedule in SCHEDULES,
+            f"one of {', '.join(SCHEDULES)}",
         )
-        self._check("replay_burn_in", self.replay_burn_in >= 0, "at least 0")
+        for name in ("hidden", "lstm", "num_filters"):
+            self._check(name, all(size >= 1 for size in getattr(self, name) or ()), "sizes of at least 1")
+        self._check("num_filters", self.num_filters != (), "None or at least one size")
+        self._check("pc_cell", len(self.pc_cell) == 2 and min(self.pc_cell) >= 1, "two sizes of at least 1")
+        final = self.entropy_beta_final
+        self._check("entropy_beta_final", final is None or final >= 0, "None or at least 0")
         if self.algorithm == "ppo":
-            self._check("minibatches", self.num_envs % self.minibatches == 0, f"a divisor of num_envs={self.num_envs}")
+            self._check(
+                "minibatches", self.num_envs % self.minibatches == 0, f"a divisor of num_envs={self.num_envs}"
+            )
         if self.replays:
             self._check(
                 "replay_length",
                 self.replay_length % self.rollout_length == 0,
                 f"a multiple of rollout_length={self.rollout_length}",
             )
+            least = 2 * self.rollout_length + self.replay_burn_in
             self._check(
                 "replay_length",
-                self.replay_length >= 2 * self.rollout_length + self.replay_burn_in,
-                f"at least 2 * rollout_length + replay_burn_in = {2 * self.rollout_length + self.replay_burn_in}",
+                self.replay_length >= least,
+                f"at least 2 * rollout_length + replay_burn_in = {least}",
+            )
+            self._check(
+                "replay_burn_in",
+                0 <= self.replay_burn_in < self.rollout_length,
+                f"at least 0 and below rollout_length={self.rollout_length}",
+            )
+            self._check(
+                "rp_frames",
+                self.rp_frames <= self.replay_length,
+                f"at most replay_length={self.replay_length}",
             )
 
     def _check(self, name: str, holds: bool, expected: str) -> None:

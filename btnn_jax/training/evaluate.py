@@ -63,7 +63,9 @@ def make_evaluate_random(
     return lambda key: play(env, act, (), key, num_episodes, max_steps)
 
 
-def play(env: Environment, act: Act, carry: PyTree, key: jax.Array, num_episodes: int, max_steps: int) -> Episodes:
+def play(
+    env: Environment, act: Act, carry: PyTree, key: jax.Array, num_episodes: int, max_steps: int
+) -> Episodes:
     """Plays one episode in each of `num_episodes` environments, until all have ended.
 
     Args:

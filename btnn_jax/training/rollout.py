@@ -40,7 +40,9 @@ class Rollout(NamedTuple):
     terminated: jax.Array  # bool
     truncated: jax.Array  # bool
     final_value: jax.Array  # float32, value of the final observation where truncated, else 0
-    pixel_change: jax.Array | None  # float32 [T, B, h, w] towards the observation the step led to; None if not asked for
+    pixel_change: (
+        jax.Array | None
+    )  # float32 [T, B, h, w] towards the observation the step led to; None if not asked for
 
 
 def make_rollout(
@@ -75,7 +77,9 @@ def make_rollout(
             env_state=env_state,
             inputs=AgentInput(
                 observation=observation,
-                last_action=jax.tree.map(lambda _: jnp.zeros(num_envs, jnp.int32), unfreeze(env.action_depths)),
+                last_action=jax.tree.map(
+                    lambda _: jnp.zeros(num_envs, jnp.int32), unfreeze(env.action_depths)
+                ),
                 last_reward=zeros,
                 reset=jnp.ones(num_envs, bool),
             ),
@@ -93,11 +97,13 @@ def make_rollout(
         return jax.tree.map(lambda x: x[0], output), core
 
     def rollout(params: PyTree, actors: Actors, noise_key: jax.Array):
-        # Held noise: the same key at every step is meant, so the key-reuse checker is told by a copy.
-        held = jax.random.clone
+        data, impl = jax.random.key_data(noise_key), jax.random.key_impl(noise_key)
+
+        def held_noise() -> jax.Array:
+            return jax.random.wrap_key_data(data, impl=impl)  # one key for all steps, on purpose
 
         def one_step(actors: Actors, _):
-            output, core = apply(params, actors.inputs, actors.core, held(noise_key))
+            output, core = apply(params, actors.inputs, actors.core, held_noise())
             keys = jax.vmap(lambda key: jax.random.split(key, 3))(actors.keys)
             action = jax.vmap(lambda key, logits: action_distribution(logits).sample(seed=key))(
                 keys[:, 0], output.logits
@@ -109,10 +115,11 @@ def make_rollout(
                 inputs = AgentInput(
                     time_step.final_observation, action, time_step.reward, jnp.zeros(num_envs, bool)
                 )
-                value = apply(params, inputs, core, held(noise_key))[0].value
+                value = apply(params, inputs, core, held_noise())[0].value
                 return jnp.where(time_step.truncated, value, 0.0)
 
-            # Truncations are rare, so their extra forward pass runs only at the steps that have one.
+            # Truncations are rare, so their extra forward pass runs only at the steps that have one; under
+            # vmap, which knows no branches, at every step.
             last = jax.lax.cond(
                 jnp.any(time_step.truncated), final_value, lambda: jnp.zeros(num_envs, jnp.float32)
             )
@@ -147,7 +154,7 @@ def make_rollout(
             ), record
 
         actors, record = jax.lax.scan(one_step, actors, length=length)
-        last_value = apply(params, actors.inputs, actors.core, held(noise_key))[0].value
+        last_value = apply(params, actors.inputs, actors.core, held_noise())[0].value
         return actors, record, last_value
 
     return reset, rollout

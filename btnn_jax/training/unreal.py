@@ -13,7 +13,7 @@ from flax import struct
 
 from btnn_jax import categorical, losses, targets
 from btnn_jax.envs.base import Environment
-from btnn_jax.policies import AgentInput, State, UnrealPolicy, init_params, make_policy
+from btnn_jax.policies import AgentInput, PolicyOutput, State, UnrealPolicy, init_params, make_policy
 from btnn_jax.replay import Frames, Replay, ReplayState, Window, make_replay
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.rollout import Actors, Rollout, make_rollout
@@ -89,13 +89,17 @@ def make_unreal(
       config: what to learn and how.
       env: one environment.
       policy: the agent's network; None takes `make_unreal_policy(config, env)`.
-      axis_name: axis of the `vmap` or `pmap` around `step`, over which gradients and metrics are averaged.
+      axis_name: axis of the `vmap` or `pmap` around both functions: one learner with `num_envs` environments
+        on each device. Give `init` the same key everywhere, as
+        `jax.pmap(init, axis_name, in_axes=None, axis_size=n)(key)` does; then parameters start equal,
+        environments do not, and gradients and metrics are averaged.
 
     Returns:
-      `init(key) -> TrainState` and `step(state) -> (state, metrics)`, where metrics are float32 scalars: `policy_loss
-      value_loss entropy approx_kl clip_fraction explained_variance gradient_norm episode_return episode_length skipped
-      learning_rate`, and, where they apply, `noise_sigma pixel_control_loss value_replay_loss
-      reward_prediction_loss`.
+      `init(key) -> TrainState` and `step(state) -> (state, metrics)`, where metrics are float32 scalars:
+      `policy_loss value_loss entropy explained_variance gradient_norm episode_return episode_length skipped
+      learning_rate`, and, where they apply, `approx_kl clip_fraction noise_sigma pixel_control_loss
+      value_replay_loss reward_prediction_loss`. Losses are means over the gradient steps that were made, 0 if
+      all were skipped.
     """
     policy = policy or make_unreal_policy(config, env)
     reset, rollout = make_rollout(
@@ -106,16 +110,22 @@ def make_unreal(
         pc_cell=config.pc_cell if config.pc_weight else None,
         pc_stream=config.pc_stream,
     )
-    replay = make_replay(config.replay_length, config.rollout_length, burn_in=config.replay_burn_in)
+    replay = None
+    if config.replays:
+        replay = make_replay(config.replay_length, config.rollout_length, burn_in=config.replay_burn_in)
     optimizer = make_optimizer(config)
+    learning_rate_at = make_learning_rate(config)
     task_loss = make_task_loss(config, policy, replay, axis_name)
 
     def init(key: jax.Array) -> TrainState:
         params_key, actors_key, learner_key = jax.random.split(key, 3)
+        if axis_name is not None:
+            device = jax.lax.axis_index(axis_name)
+            actors_key, learner_key = (jax.random.fold_in(k, device) for k in (actors_key, learner_key))
         params = init_params(policy, params_key, env.observation, rp_frames=config.rp_frames)
         actors = reset(actors_key)
         stored = None
-        if config.replays:
+        if replay is not None:
             record = jax.eval_shape(rollout, params, actors, learner_key)[1]
             first = jax.eval_shape(lambda record: jax.tree.map(lambda x: x[0], _to_replay(record)), record)
             stored = replay.init(first, actors.core)
@@ -129,7 +139,7 @@ def make_unreal(
             skipped=jnp.zeros((), jnp.int32),
         )
 
-    def gradient_step(carry, batch_and_keys, *, noise_key, stored, entropy_beta):
+    def gradient_step(carry, batch_and_keys, *, noise_key, stored, learning_rate, entropy_beta):
         params, opt_state = carry
         batch, replay_key = batch_and_keys
         (_, metrics), gradients = jax.value_and_grad(task_loss, has_aux=True)(
@@ -139,7 +149,8 @@ def make_unreal(
             gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
         norm = optax.tree.norm(gradients)
         with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes float32 and int32
-            updates, new_opt_state = optimizer.update(gradients, opt_state, params)
+            updates, new_opt_state = optimizer.update(gradients, opt_state)
+        updates = optax.tree.scale(-learning_rate, updates)
         # An update that is not finite would end the run; leaving it out costs one step.
         finite = jnp.isfinite(norm)
         params, opt_state = jax.tree.map(
@@ -155,7 +166,7 @@ def make_unreal(
         key, noise_key, shuffle_key, replay_key = jax.random.split(state.key, 4)
         actors, record, last_value = rollout(state.params, state.actors, noise_key)
         stored = state.replay
-        if stored is not None:
+        if replay is not None:
             stored = replay.add(
                 stored, _to_replay(record), record.reward, record.inputs.reset, state.actors.core
             )
@@ -171,22 +182,32 @@ def make_unreal(
             lambda_=config.gae_lambda,
         )
         batch = OnPolicy(record, advantage, returns, state.actors.core)
+        learning_rate = jnp.asarray(learning_rate_at(state.update), jnp.float32)
         progress = state.update.astype(jnp.float32) / config.num_updates
         entropy_beta = config.entropy_beta
         if config.entropy_beta_final is not None:
             entropy_beta += progress * (config.entropy_beta_final - config.entropy_beta)
 
         one_step = functools.partial(
-            gradient_step, noise_key=jax.random.clone(noise_key), stored=stored, entropy_beta=entropy_beta
+            gradient_step,
+            noise_key=jax.random.clone(noise_key),
+            stored=stored,
+            learning_rate=learning_rate,
+            entropy_beta=entropy_beta,
         )
         carry = (state.params, state.opt_state)
         if config.algorithm == "a2c":
             (params, opt_state), (learned, skipped) = one_step(carry, (batch, replay_key))
         else:
-            rows = _minibatch_rows(shuffle_key, config)
-            keys = jax.random.split(replay_key, rows.shape[0])
-            (params, opt_state), (learned, skipped) = jax.lax.scan(
-                lambda carry, x: one_step(carry, (_take(batch, x[0]), x[1])), carry, (rows, keys)
+
+            def minibatch_step(carry, rows):
+                key, learner = carry
+                key, replay_key = jax.random.split(key)
+                learner, out = one_step(learner, (_take(batch, rows), replay_key))
+                return (key, learner), out
+
+            (_, (params, opt_state)), (learned, skipped) = jax.lax.scan(
+                minibatch_step, (replay_key, carry), _minibatch_rows(shuffle_key, config)
             )
         num_skipped = jnp.sum(skipped, dtype=jnp.int32)
         made = jnp.maximum(config.gradients_per_update - num_skipped, 1).astype(jnp.float32)
@@ -203,9 +224,7 @@ def make_unreal(
             experience = jax.lax.pmean(experience, axis_name)
         metrics |= experience
         metrics["skipped"] = (state.skipped + num_skipped).astype(jnp.float32)
-        metrics["learning_rate"] = jnp.asarray(
-            make_learning_rate(config)(state.update * config.gradients_per_update), jnp.float32
-        )
+        metrics["learning_rate"] = learning_rate
         if sigmas := _noise_sigmas(params):
             metrics["noise_sigma"] = sum(jnp.sum(jnp.abs(x)) for x in sigmas) / sum(x.size for x in sigmas)
         return TrainState(
@@ -222,25 +241,26 @@ def make_unreal(
 
 
 def make_learning_rate(config: UnrealConfig) -> optax.Schedule:
-    """The learning rate by number of gradient steps made."""
-    steps = config.num_updates * config.gradients_per_update
+    """The learning rate by number of updates."""
     if config.learning_rate_schedule == "linear":
-        return optax.linear_schedule(config.learning_rate, 0.0, steps)
+        return optax.linear_schedule(config.learning_rate, 0.0, config.num_updates)
     if config.learning_rate_schedule == "cosine":
-        return optax.cosine_decay_schedule(config.learning_rate, steps)
+        return optax.cosine_decay_schedule(config.learning_rate, config.num_updates)
     return optax.constant_schedule(config.learning_rate)
 
 
 def make_optimizer(config: UnrealConfig) -> optax.GradientTransformation:
-    """Adam (Kingma and Ba 2015) on gradients whose norm, all taken together, is at most `max_grad_norm`."""
+    """Adam (Kingma and Ba 2015) on gradients whose norm, all taken together, is at most `max_grad_norm`.
+
+    Its updates are still to be multiplied by minus the learning rate.
+    """
     return optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm),
-        optax.adam(make_learning_rate(config), eps=config.adam_epsilon),
+        optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=config.adam_epsilon)
     )
 
 
 def make_task_loss(
-    config: UnrealConfig, policy: UnrealPolicy, replay: Replay, axis_name: str | None = None
+    config: UnrealConfig, policy: UnrealPolicy, replay: Replay | None, axis_name: str | None = None
 ) -> Callable[..., tuple[jax.Array, Metrics]]:
     """The whole loss of one gradient step, `(params, batch, stored, noise_key, replay_key, entropy_beta)`."""
 
@@ -265,19 +285,32 @@ def make_task_loss(
             return losses.aac_loss(*arguments, **weights)
         return losses.ppo_loss(*arguments, batch.rollout.logits, epsilon=config.ppo_epsilon, **weights)
 
+    def refreshed(params, inputs: AgentInput, core: State, noise_key) -> PolicyOutput:
+        """Answers to a window; no gradient flows into steps that only refresh the recurrent state."""
+        burn_in = config.replay_burn_in
+        if burn_in == 0:
+            return apply(params, inputs, core, noise_key)[0]
+        first = jax.tree.map(lambda x: x[:burn_in], inputs)
+        rest = jax.tree.map(lambda x: x[burn_in:], inputs)
+        before, core = apply(params, first, core, jax.random.clone(noise_key))
+        exact = inputs.reset[0][:, None]  # the window starts with its episode and learns from all of it
+        core = jax.tree.map(lambda x: jnp.where(exact, x, jax.lax.stop_gradient(x)), core)
+        after, _ = apply(params, rest, core, noise_key)
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), before, after)
+
     def replayed(params, window: Window, noise_key) -> tuple[jax.Array, Metrics]:
         """Value replay and pixel control, both from one pass over the replayed sequences."""
         pass_key, pixel_key = jax.random.split(noise_key)
         steps = window.steps
         inputs = AgentInput(steps.observation, steps.last_action, steps.last_reward, window.resets)
-        output, _ = apply(params, inputs, window.core, pass_key)
+        output = refreshed(params, inputs, window.core, pass_key)
         # A truncated step is the last of its window, so the mask alone says where returns are cut.
         learn, cut = targets.window_mask(window.where, steps.terminated, jnp.zeros_like(steps.terminated))
         loss, metrics = jnp.zeros(()), {}
         if config.vr_weight:
             log_ratios = categorical.log_prob(output.logits, steps.action) - steps.log_prob
             returns, _ = targets.vtrace(
-                jax.lax.stop_gradient(log_ratios),
+                log_ratios,
                 window.rewards,
                 output.value,
                 targets.next_values(output.value, output.value[-1]),
@@ -316,9 +349,13 @@ def make_task_loss(
         window_key, window_noise_key, frame_key, frame_noise_key = jax.random.split(replay_key, 4)
         parts = []
         if config.vr_weight or config.pc_weight:
-            parts.append(replayed(params, replay.sample(window_key, stored, config.replay_batch), window_noise_key))
+            parts.append(
+                replayed(params, replay.sample(window_key, stored, config.replay_batch), window_noise_key)
+            )
         if config.rp_weight:
-            frames = replay.sample_rebalanced(frame_key, stored, config.rp_batch, config.rp_frames)
+            frames = replay.sample_rebalanced(
+                frame_key, stored, config.rp_batch, config.rp_frames, threshold=config.rp_threshold
+            )
             parts.append(reward_prediction(params, frames, frame_noise_key))
         for part, part_metrics in parts:
             loss, metrics = loss + part, metrics | part_metrics

@@ -13,7 +13,10 @@ from btnn_jax.training.config import UnrealConfig
         ({"learning_rate": 0.0}, r"learning_rate must be above 0, got 0\.0"),
         ({"vr_weight": -1.0}, r"vr_weight must be at least 0, got -1\.0"),
         ({"algorithm": "dqn"}, "algorithm must be one of a2c, ppo, got 'dqn'"),
-        ({"learning_rate_schedule": "step"}, "learning_rate_schedule must be one of constant, linear, cosine, got 'step'"),
+        (
+            {"learning_rate_schedule": "step"},
+            "learning_rate_schedule must be one of constant, linear, cosine, got 'step'",
+        ),
         ({"minibatches": 3}, "minibatches must be a divisor of num_envs=64, got 3"),
         ({"replay_length": 100}, "replay_length must be a multiple of rollout_length=32, got 100"),
         ({"replay_length": 32}, "replay_length must be at least .* = 64, got 32"),

@@ -26,14 +26,21 @@ class Counter:
         count, length = state[0] + 1, state[1]
         end = count == length
         observation = jnp.stack([count, length]).astype(jnp.float32)
-        step = TimeStep(observation, count.astype(jnp.float32), end & (length > 4), end & (length <= 4), observation)
+        step = TimeStep(
+            observation, count.astype(jnp.float32), end & (length > 4), end & (length <= 4), observation
+        )
         return auto_reset(key, self.reset, (count, length), step)
 
 
 def start(env, seed=0, **fields):
     cell = fields.pop("pc_cell", None)
     policy = make_policy(
-        env.action_depths, env.observation, hidden=(8,), lstm=(8,), pixel_control=False, reward_prediction=False
+        env.action_depths,
+        env.observation,
+        hidden=(8,),
+        lstm=(8,),
+        pixel_control=False,
+        reward_prediction=False,
     )
     reset, rollout = make_rollout(env, policy, B, T, pc_cell=cell)
     params_key, actors_key = jax.random.split(jax.random.key(seed))
@@ -121,7 +128,9 @@ def test_no_two_environments_share_a_stream():
 
 def test_pixel_changes_are_towards_the_final_observation():
     env = envs.make("probe-pixels", limit=5)
-    policy = make_policy(env.action_depths, env.observation, num_filters=(2,), hidden=(4,), lstm=(), pc_cell=(2, 2))
+    policy = make_policy(
+        env.action_depths, env.observation, num_filters=(2,), hidden=(4,), lstm=(), pc_cell=(2, 2)
+    )
     reset, rollout = make_rollout(env, policy, B, T, pc_cell=(2, 2))
     actors = reset(jax.random.key(0))
     _, record, _ = jax.jit(rollout)(

@@ -1,0 +1,155 @@
+"""Whole train steps, acting and learning: against rejax, and against our own loop on flax's layers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import gymnax
+import jax
+import jax.numpy as jnp
+from rejax import get_algo
+
+from benchmarks.harness import Case, Program
+from btnn_jax import envs
+from btnn_jax.networks import LSTMNetwork
+from btnn_jax.policies import AgentInput, PolicyOutput
+from btnn_jax.training.config import UnrealConfig
+from btnn_jax.training.unreal import make_unreal, make_unreal_policy
+
+PPO = UnrealConfig(
+    num_envs=64, rollout_length=128, epochs=4, minibatches=8, hidden=(128,), lstm=(), noisy=False,
+    pc_weight=0, vr_weight=0, rp_weight=0,
+)  # fmt: skip
+TORSO = dataclasses.replace(PPO, rollout_length=32, num_filters=(16, 32))
+UNREAL = UnrealConfig()
+
+
+class TwoMLPs(nn.Module):
+    """rejax's network, two MLPs of 64 and 64 side by side, as a policy of ours."""
+
+    num_actions: int
+
+    @nn.nowrap
+    def initial_state(self, batch_size: int) -> tuple:
+        """No memory."""
+        return ()
+
+    def init_heads(self, inputs: AgentInput, state: tuple, frames: int) -> None:
+        """Touches every parameter once."""
+        self(inputs, state)
+
+    @nn.compact
+    def __call__(self, inputs: AgentInput, state: tuple, *, deterministic: bool = False) -> Any:
+        """The agent's answers."""
+        x = inputs.observation.astype(jnp.float32).reshape(*inputs.reset.shape, -1)
+        actor = nn.swish(nn.Dense(64)(nn.swish(nn.Dense(64)(x))))
+        critic = nn.swish(nn.Dense(64)(nn.swish(nn.Dense(64)(x))))
+        return PolicyOutput(nn.Dense(self.num_actions)(actor), nn.Dense(1)(critic)[..., 0], actor), state
+
+
+class FlaxConv(nn.Module):
+    """`flax.linen.Conv` with the fields of `btnn_jax.layers.Conv2D`."""
+
+    num_filters: int
+    filter_size: tuple[int, int] = (3, 3)
+    stride: tuple[int, int] = (1, 1)
+    pad: str = "SAME"
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Convolves."""
+        return nn.Conv(self.num_filters, self.filter_size, self.stride, self.pad)(x)
+
+
+class FlaxLSTM(nn.Module):
+    """`flax.linen.OptimizedLSTMCell` scanned over time, with resets."""
+
+    size: int
+
+    @nn.nowrap
+    def initial_state(self, batch_size: int) -> tuple:
+        """Zeros."""
+        return LSTMNetwork((self.size,)).initial_state(batch_size)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, state: tuple, *, resets: jax.Array, deterministic: bool = True) -> Any:
+        """Runs over `[T, B, D]`."""
+
+        def one_step(cell: nn.Module, carry: Any, now: Any) -> Any:
+            x, reset = now
+            return cell(jax.tree.map(lambda leaf: jnp.where(reset[:, None], 0.0, leaf), carry), x)
+
+        scan = nn.scan(one_step, variable_broadcast="params", split_rngs={"params": False})
+        state, y = scan(nn.OptimizedLSTMCell(self.size), state[0], (x, resets))
+        return y, (state,)
+
+
+class FiveValues:
+    """A gymnax environment with the `step` that rejax unpacks."""
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.env, name)
+
+    def step(self, key: jax.Array, state: Any, action: jax.Array, params: Any) -> Any:
+        """Steps."""
+        observation, state, reward, terminated, truncated, info = self.env.step(key, state, action, params)
+        return observation, state, reward, terminated | truncated, info
+
+
+def ours(config: UnrealConfig, policy: Any = None) -> Program:
+    """One call is one update."""
+    init, step = make_unreal(config, envs.make("Breakout-MinAtar"), policy=policy)
+    return repeated(jax.jit(init)(jax.random.key(0)), jax.jit(lambda state: step(state)[0], donate_argnums=0))
+
+
+def repeated(state: Any, step: Any) -> Program:
+    """A program that goes on from where its last call ended."""
+    box = [state]
+
+    def program() -> Any:
+        box[0] = step(box[0])
+        return jax.tree.leaves(box[0].params if hasattr(box[0], "params") else box[0].actor_ts.params)[0]
+
+    return program
+
+
+def against_rejax() -> tuple[Program, Program]:
+    """The same networks, environments, batch, epochs and minibatches."""
+    env, params = gymnax.make("Breakout-MinAtar")
+    algorithm = get_algo("ppo").create(
+        env=FiveValues(env), env_params=params, num_envs=PPO.num_envs, num_steps=PPO.rollout_length,
+        num_epochs=PPO.epochs, num_minibatches=PPO.minibatches,
+    )  # fmt: skip
+    state = algorithm.init_state(jax.random.key(0))
+    rejax = repeated(state, jax.jit(algorithm.train_iteration, donate_argnums=0))
+    return ours(PPO, TwoMLPs(env.num_actions)), rejax
+
+
+def against_flax(config: UnrealConfig) -> tuple[Program, Program]:
+    """The same loop with `nn.Conv`, and flax's LSTM where there is one."""
+    policy = make_unreal_policy(config, envs.make("Breakout-MinAtar"), conv_layer=FlaxConv)
+    if config.lstm:
+        policy = policy.clone(core=FlaxLSTM(*config.lstm))
+    return ours(config), ours(config, policy)
+
+
+def _size(config: UnrealConfig) -> str:
+    return f"{config.num_envs}x{config.rollout_length}, {config.epochs} epochs x {config.minibatches}"
+
+
+CASES = (
+    Case(f"PPO step, two MLPs of 64 and 64, Breakout-MinAtar, {_size(PPO)}", "rejax", against_rejax, 1.0),
+    Case(f"PPO step, convolutions (16, 32), {_size(TORSO)}", "nn.Conv", lambda: against_flax(TORSO), 20.0),
+    Case(
+        f"UNREAL step, `btnn-jax train`'s defaults, {_size(UNREAL)}",
+        "nn.Conv, flax's LSTM",
+        lambda: against_flax(UNREAL),
+    ),
+)
