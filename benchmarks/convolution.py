@@ -188,7 +188,7 @@ CASES = (
     Case("depthwise 42x42x16, forward", "feature_group_count", lambda: _DEPTHWISE("forward"), 5.0),
     Case("depthwise 42x42x16, gradient", "feature_group_count", lambda: _DEPTHWISE("gradient"), 2.5),
     Case("depthwise 42x42x16, gradient in a scan", "feature_group_count", lambda: _DEPTHWISE(_SCAN), 2.5),
-    Case("deconv 9x9x32, forward", "nn.ConvTranspose", lambda: _DECONV("forward"), 1.0),
+    Case("deconv 9x9x32, forward", "nn.ConvTranspose", lambda: _DECONV("forward")),
     Case("deconv 9x9x32, gradient", "nn.ConvTranspose", lambda: _DECONV("gradient"), 1.0),
     Case("deconv 9x9x32, gradient in a scan", "nn.ConvTranspose", lambda: _DECONV(_SCAN), 5.0),
     Case("3 channel-wise encoders, gradient, B=16", "a Python loop", lambda: _many(3, 16), 1.0),

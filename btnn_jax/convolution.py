@@ -81,7 +81,7 @@ def deconv2d(x: jax.Array, kernel: jax.Array, stride: Pair = (2, 2)) -> jax.Arra
       `[N..., H, W, O]` with `H = (h - 1) * stride + kh`, the dtype of `x`.
 
     Raises:
-      ValueError: if the shapes do not fit.
+      ValueError: if the shapes do not fit or leave no output.
 
     >>> import jax.numpy as jnp
     >>> deconv2d(jnp.ones((2, 9, 9, 32)), jnp.ones((4, 4, 32, 1))).shape
@@ -89,6 +89,8 @@ def deconv2d(x: jax.Array, kernel: jax.Array, stride: Pair = (2, 2)) -> jax.Arra
     """
     _check(x, kernel)
     (h, w), (kh, kw), (sh, sw) = x.shape[-3:-1], kernel.shape[:2], stride
+    if min(h, w, kh, kw) <= 0:
+        raise ValueError(f"x and kernel must not be empty in space; got {x.shape} and {kernel.shape}.")
     window = _Window(((h - 1) * sh + kh, (w - 1) * sw + kw), (h, w), (kh, kw), (sh, sw), (0, 0))
     return _over_leading_axes(lambda x: _spread(x, kernel.swapaxes(2, 3), window), x)
 

@@ -230,6 +230,8 @@ def test_errors_name_what_was_given():
         conv2d(x, kernel, padding="VALID")
     with pytest.raises(ValueError, match=r"image of \(0, 5\)"):
         depthwise_conv2d(x[:, :0], kernel)
+    with pytest.raises(ValueError, match=r"got \(1, 0, 5, 3\)"):
+        deconv2d(x[:, :0], kernel)
     with pytest.raises(ValueError, match="'FULL'"):
         conv2d(x, kernel, padding="FULL")
     with pytest.raises(ValueError, match=r"\(2, 5, 3\) and \(3, 3, 3, 2\)"):
