@@ -87,7 +87,7 @@ def play(
     )
     episodes = Episodes(zeros, jnp.zeros(num_episodes, jnp.int32), jnp.zeros(num_episodes, bool))
 
-    def one_step(loop):
+    def one_step(loop: Any) -> Any:
         step, key, env_state, inputs, carry, episodes = loop
         key, act_key, env_key = jax.random.split(key, 3)
         action, carry = act(act_key, inputs, carry)
@@ -102,7 +102,7 @@ def play(
         inputs = AgentInput(time_step.observation, action, time_step.reward, done)
         return step + 1, key, env_state, inputs, carry, episodes
 
-    def running(loop) -> jax.Array:
+    def running(loop: Any) -> jax.Array:
         return (loop[0] < max_steps) & ~jnp.all(loop[-1].finished)
 
     return jax.lax.while_loop(running, one_step, (0, key, env_state, inputs, carry, episodes))[-1]
