@@ -134,18 +134,23 @@ def _deconv2d(module: layers.Deconv2D, read: _Reader, inputs: int | None) -> Par
 
 
 def _conv2d_network(module: networks.Conv2DNetwork, read: _Reader, inputs: int | None) -> Params:
+    if module.norm is None:
+        raise ValueError("BTGym's Conv2DNetwork always has a layer norm, got norm=None")
     params: Params = {}
     for k, filters in enumerate(module.num_filters, 1):
         layer = module.layer(filters, filter_size=module.filter_size)
         params[f"conv_{k}"] = _read(layer, read.within(f"_layer_{k}"), inputs)
         inputs = params[f"conv_{k}"]["bias"].size
-        if module.norm is not None:
-            norm = read.within(f"*_norm_layer_{k}")  # the star is the network's own name once more
-            params[f"norm_{k}"] = {"scale": norm("gamma", (inputs,)), "bias": norm("beta", (inputs,))}
+        norm = read.within(f"*_norm_layer_{k}")  # the star is the network's own name once more
+        params[f"norm_{k}"] = {"scale": norm("gamma", (inputs,)), "bias": norm("beta", (inputs,))}
     return params
 
 
 def _conv1d_network(module: networks.Conv1DNetwork, read: _Reader, inputs: int | None) -> Params:
+    if module.norm is not None:
+        raise ValueError(f"BTGym's Conv1DNetwork has no norm, got norm={module.norm!r}")
+    if module.skip:
+        raise ValueError("BTGym's Conv1DNetwork has no skips, got skip=True")
     params: Params = {}
     for k in range(1, module.num_layers + 1):
         layer = layers.Conv1D(module.num_filters, filter_size=module.filter_size)

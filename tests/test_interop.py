@@ -1,5 +1,6 @@
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +56,7 @@ def conv(golden):
 def test_outer_scopes_do_not_matter(network, rename, golden):
     module, variables = network(golden)
     renamed = from_btgym(module, {rename.format(name): array for name, array in variables.items()})
-    jax.tree.map(np.testing.assert_array_equal, renamed, from_btgym(module, variables))
+    chex.assert_trees_all_equal(renamed, from_btgym(module, variables))
 
 
 def test_parameters_have_the_modules_type(golden):
@@ -108,6 +109,9 @@ def test_a_wrong_shape_is_named(network, name, shape, expected, golden):
         (nn.Dense(3), "known for Dense, only for Linear"),
         (networks.DenseAACNetwork({"a": 2}), "one discrete action"),
         (layers.Linear(3, use_bias=False), "always has a bias"),
+        (networks.Conv2DNetwork((4,), norm=None), "Conv2DNetwork always has a layer norm, got norm=None"),
+        (networks.Conv1DNetwork(norm="layer"), "Conv1DNetwork has no norm, got norm='layer'"),
+        (networks.Conv1DNetwork(skip=True), "Conv1DNetwork has no skips, got skip=True"),
     ],
 )
 def test_modules_that_btgym_has_not_are_errors(module, message):
