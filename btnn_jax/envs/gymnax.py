@@ -12,18 +12,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from btnn_jax.envs.base import PyTree, TimeStep, check_known
+from btnn_jax.extras import import_extra
 
 
 def _import_gymnax() -> Any:
-    try:
-        import gymnax
-        import gymnax.registration
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"gymnax's environments need the package {error.name!r}: pip install 'btnn-jax[train]'",
-            name=error.name,
-        ) from error
-    return gymnax
+    return import_extra("gymnax", "an environment of gymnax")
 
 
 @contextlib.contextmanager
