@@ -78,7 +78,7 @@ class MetricsWriter:
             self.seconds = kept[-1]["seconds"] if kept else 0.0
         self._file = path.open("a")
         self._events = tensorboard.SummaryWriter(
-            str(pathlib.Path(folder) / EVENTS), purge_step=resume_from + 1 if resume_from else None
+            str(pathlib.Path(folder) / EVENTS), purge_step=resume_from + 1
         )
 
     def write(self, steps: int, seconds: float, metrics: dict[str, float]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +80,20 @@ def test_going_on_drops_what_came_after_the_checkpoint(tmp_path):
         assert writer.seconds == 2.0
         writer.write(256, 2.5, {"entropy": 1.0})
     assert read_metrics(tmp_path)["steps"].tolist() == [64, 128, 256]
+
+
+@pytest.mark.parametrize(("resume_from", "kept"), [(0, []), (128, [64, 128])])
+def test_tensorboard_drops_what_came_after_the_checkpoint(tmp_path, monkeypatch, resume_from, kept):
+    with MetricsWriter(tmp_path) as writer:
+        for steps in (64, 128, 192):
+            writer.write(steps, steps / 64, {"entropy": 1.0})
+    later = time.time() + 60  # the files are named by the second
+    monkeypatch.setattr(time, "time", lambda: later)
+    with MetricsWriter(tmp_path, resume_from=resume_from) as writer:
+        writer.write(256, 5.0, {"entropy": 2.0})
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("entropy")] == [*kept, 256]
 
 
 def test_a_record_cut_short_by_a_kill_is_dropped(tmp_path):
