@@ -118,6 +118,7 @@ def _draw_returns(axes: Any, runs: Sequence[Curves]) -> None:
         axes.plot(steps, smooth(returns), color=colour, linewidth=2.2, label=name)
         if len(runs) == 1 and "greedy" in run.scores:
             score = run.scores["greedy"]
+            error = "" if score.standard_error is None else f" ± {score.standard_error:.2g}"
             axes.plot(
                 run.metrics["steps"][-1],
                 score.mean_return,
@@ -126,7 +127,7 @@ def _draw_returns(axes: Any, runs: Sequence[Curves]) -> None:
                 markersize=8,
                 linestyle="none",
                 clip_on=False,
-                label=f"evaluated, greedy: {score.mean_return:.3g} ± {score.standard_error:.2g}",
+                label=f"evaluated, greedy: {score.mean_return:.3g}{error}",
             )
     random = [run.scores["random"].mean_return for run in runs if "random" in run.scores]
     if random:

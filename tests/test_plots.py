@@ -54,17 +54,24 @@ def test_only_positive_values_over_decades_are_logarithmic(make_run):
     assert scales["Gradient norm"] == "linear"
 
 
-def test_shows_the_random_agent_and_the_evaluation(make_run):
+@pytest.mark.parametrize(("error", "label"), [(0.1, "greedy: 1.9 ± 0.1"), (None, "greedy: 1.9")])
+def test_shows_the_random_agent_and_the_evaluation(make_run, error, label):
     folder = make_run("run")
     scores = {
-        name: {"episodes": 4, "mean_return": mean, "standard_error": 0.1, "mean_length": 5.0, "unfinished": 0}
+        name: {
+            "episodes": 4,
+            "mean_return": mean,
+            "standard_error": error,
+            "mean_length": 5.0,
+            "unfinished": 0,
+        }
         for name, mean in (("greedy", 1.9), ("random", 0.3))
     }
     write_json(folder / "evaluation.json", {"scores": scores})
     figure = plots.draw([plots.read_curves(folder)])
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     assert lines["random: 0.3"].get_ydata()[0] == 0.3
-    np.testing.assert_allclose(lines["evaluated, greedy: 1.9 ± 0.1"].get_xydata(), [[2_000_000, 1.9]])
+    np.testing.assert_allclose(lines[f"evaluated, {label}"].get_xydata(), [[2_000_000, 1.9]])
 
 
 def test_draws_several_runs_together(make_run, tmp_path):

@@ -24,7 +24,7 @@ class Score(NamedTuple):
 
     episodes: int
     mean_return: float
-    standard_error: float  # of the mean return
+    standard_error: float | None  # of the mean return; None of a single episode
     mean_length: float  # steps
     unfinished: int  # episodes that were cut by the evaluation
 
@@ -90,7 +90,7 @@ def summarise(played: Episodes) -> Score:
     return Score(
         episodes=count,
         mean_return=float(returns.mean()),
-        standard_error=float(returns.std(ddof=1) / math.sqrt(count)) if count > 1 else math.nan,
+        standard_error=float(returns.std(ddof=1) / math.sqrt(count)) if count > 1 else None,
         mean_length=float(np.mean(played.lengths)),
         unfinished=int(count - np.sum(played.finished)),
     )
@@ -119,8 +119,9 @@ def scores_table(scores: dict[str, Score]) -> str:
         # A ratio to a random agent that earns nothing, or loses, says nothing.
         meaningful = random is not None and random.mean_return > 0
         ratio = f"{score.mean_return / random.mean_return:.1f}" if random is not None and meaningful else "-"
+        error = "-" if score.standard_error is None else f"{score.standard_error:.2f}"
         lines.append(
-            f"{name:<8}{score.episodes:>9}{score.mean_return:>14.2f} +- {score.standard_error:<6.2f}"
+            f"{name:<8}{score.episodes:>9}{score.mean_return:>14.2f} +- {error:<6}"
             f"{score.mean_length:>8.1f}{ratio:>10}"
         )
     if cut := sum(score.unfinished for score in scores.values()):
