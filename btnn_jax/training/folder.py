@@ -47,30 +47,39 @@ def create_run(folder: Folder, run: Run) -> pathlib.Path:
     """Makes `folder` the folder of `run` and writes its `config.json`.
 
     Raises:
-      RunError: the folder already holds a run, or other files.
+      RunError: the folder already holds a run or other files, it cannot be written, or the run's parameters
+        cannot be kept as JSON.
     """
     path = pathlib.Path(folder)
+    content = {
+        "environment": {"name": run.env, "params": dict(run.env_params)},
+        "config": run.config.to_dict(),
+        "seed": run.seed,
+        "versions": {name: _version(name) for name in ("btnn-jax", "jax", "flax", "optax")},
+        "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
+    }
+    try:
+        text = _json(content)
+    except (TypeError, ValueError) as error:
+        raise RunError(
+            f"the parameters {dict(run.env_params)} of {run.env} cannot be written down: {first_line(error)}"
+        ) from error
+    try:
+        _check_free(path)
+        path.mkdir(parents=True, exist_ok=True)
+        write_text(path / CONFIG, text)
+    except OSError as error:
+        raise RunError(f"cannot use the folder {path}: {error.strerror}") from error
+    return path
+
+
+def _check_free(path: pathlib.Path) -> None:
     if (path / CONFIG).exists():
         raise RunError(f"{path} already holds a run; go on with --resume {path}, or choose another folder")
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file; choose another folder for the run")
     if path.exists() and any(path.iterdir()):
         raise RunError(f"{path} already holds other files; choose another folder for the run")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot create the folder {path}: {error.strerror}") from error
-    write_json(
-        path / CONFIG,
-        {
-            "environment": {"name": run.env, "params": dict(run.env_params)},
-            "config": run.config.to_dict(),
-            "seed": run.seed,
-            "versions": {name: _version(name) for name in ("btnn-jax", "jax", "flax", "optax")},
-            "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
-        },
-    )
-    return path
 
 
 def read_run(folder: Folder) -> Run:
@@ -104,7 +113,7 @@ def first_line(error: Exception) -> str:
 
 def write_json(path: pathlib.Path, content: Any) -> None:
     """Writes a file whole or not at all."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, _json(content))
 
 
 def write_text(path: pathlib.Path, content: str) -> None:
@@ -112,6 +121,10 @@ def write_text(path: pathlib.Path, content: str) -> None:
     new = path.with_name(path.name + ".new")
     new.write_text(content)
     new.replace(path)
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=2) + "\n"
 
 
 def _version(package: str) -> str | None:

@@ -27,7 +27,7 @@ from btnn_jax.policies import UnrealPolicy
 from btnn_jax.training.checkpoint import Checkpoints
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.folder import CHECKPOINTS, Folder, Run, RunError, create_run, first_line, read_run
-from btnn_jax.training.metrics import Means, MetricsWriter, add_metrics, no_means, read_means
+from btnn_jax.training.metrics import Means, MetricsWriter, add_metrics, no_means, read_means, read_metrics
 from btnn_jax.training.progress import Progress, Reporter, make_reporter, short
 from btnn_jax.training.unreal import TrainState, make_unreal, make_unreal_policy
 
@@ -119,6 +119,7 @@ class Agent(NamedTuple):
     init: Callable[[jax.Array], TrainState]
     step: Callable[[TrainState], tuple[TrainState, dict[str, jax.Array]]]
     state: TrainState  # of shapes only
+    metrics: dict[str, jax.Array]  # those of one step, of shapes only
 
 
 def make_env(name: str, params: Mapping[str, Any]) -> Environment:
@@ -143,16 +144,19 @@ def make_agent(run: Run) -> Agent:
     """Binds all that `run` names.
 
     Raises:
-      RunError: the environment or one of its parameters is unknown, or the agent does not fit it.
+      RunError: the environment or one of its parameters is unknown, the agent does not fit it, or what the
+        configuration asks for cannot be computed.
     """
     env = make_env(run.env, run.env_params)
     try:
         policy = make_unreal_policy(run.config, env)
         init, step = make_unreal(run.config, env, policy=policy)
+        step = jax.jit(step, inline=True)  # traced here, and not again when it is compiled into the loop
         state = jax.eval_shape(init, jax.random.key(0))
+        _, metrics = jax.eval_shape(step, state)
     except ValueError as error:
         raise RunError(f"no agent fits {run.env} with this configuration: {first_line(error)}") from error
-    return Agent(env, policy, init, step, state)
+    return Agent(env, policy, init, step, state, metrics)
 
 
 def _go(
@@ -169,18 +173,21 @@ def _go(
     with contextlib.ExitStack() as stack:
         stack.callback(reporter.close)
         checkpoints = stack.enter_context(Checkpoints(folder / CHECKPOINTS, keep=keep))
-        start = checkpoints.latest() or 0
-        writer = stack.enter_context(MetricsWriter(folder, resume_from=start * config.steps_per_update))
+        newest = checkpoints.latest()
+        start = newest or 0
+        steps = start * config.steps_per_update
         reporter.note(f"{run.title}, seed {run.seed}, in {folder}")
-        if checkpoints.latest() is None:
+        if newest is None:
             state = jax.jit(agent.init)(jax.random.key(run.seed))
             checkpoints.save(0, state)
         else:
             state = checkpoints.restore(agent.state)
-            reporter.note(f"resumed at {short(start * config.steps_per_update)} steps")
-        if start >= config.num_updates:
-            return RunResult(folder, run, state, start * config.steps_per_update, writer.seconds, None)
+            reporter.note(f"resumed at {short(steps)} steps")
+        if start >= config.num_updates:  # opening the metrics would touch them
+            seconds = read_metrics(folder).get("seconds", [0.0])[-1]
+            return RunResult(folder, run, state, steps, float(seconds), None)
 
+        writer = stack.enter_context(MetricsWriter(folder, resume_from=steps))
         step, nothing = _compile(agent, reporter)
         stop = stack.enter_context(_signals())
         recorder = _Recorder(config, writer, reporter, start)
@@ -270,7 +277,7 @@ def _compile(
         state, metrics = agent.step(state)
         return state, add_metrics(means, metrics)
 
-    nothing = no_means(jax.eval_shape(agent.step, agent.state)[1])
+    nothing = no_means(agent.metrics)
     compiled = jax.jit(step, donate_argnums=0).lower(agent.state, nothing).compile()
     reporter.note(f"compiled in {time.monotonic() - started:.1f} s")
     return compiled, nothing

@@ -31,16 +31,8 @@ def make_state(seed, *, impl="threefry2x32"):
     }
 
 
-def raw(tree):
-    def bits(x):
-        x = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-        return np.asarray(x).tobytes()
-
-    return [(x.dtype, x.shape, bits(x)) for x in jax.tree.leaves(tree)]
-
-
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
-def test_restores_what_was_saved_bit_by_bit(tmp_path, impl):
+def test_restores_what_was_saved_bit_by_bit(tmp_path, impl, raw):
     state = make_state(7, impl=impl)
     with Checkpoints(tmp_path / "c") as checkpoints:
         checkpoints.save(7, state)
@@ -57,7 +49,7 @@ def test_the_restored_keys_go_on_with_the_same_stream(tmp_path):
     np.testing.assert_array_equal(jax.random.normal(key, (4,)), jax.random.normal(make_state(3)["key"], (4,)))
 
 
-def test_keeps_the_newest_and_restores_any_kept(tmp_path):
+def test_keeps_the_newest_and_restores_any_kept(tmp_path, raw):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         assert checkpoints.latest() is None
         for update in (1, 2, 10):
@@ -115,7 +107,7 @@ def test_a_damaged_checkpoint_is_a_clear_error(tmp_path):
         checkpoints.restore(make_state(0))
 
 
-def test_a_checkpoint_that_was_being_written_does_not_count(tmp_path):
+def test_a_checkpoint_that_was_being_written_does_not_count(tmp_path, raw):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, make_state(1))
         checkpoints.save(2, make_state(2))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from btnn_jax.training.metrics import read_metrics
 from btnn_jax.training.progress import Silent
 from btnn_jax.training.run import resume, train
 from btnn_jax.training.scores import read_scores, score_run
+from btnn_jax.training.unreal import make_unreal
 
 UPDATES = 8
 TINY = UnrealConfig(
@@ -93,20 +95,12 @@ def straight(tmp_path_factory, compile_once):
     return start(tmp_path_factory.mktemp("runs") / "straight", reporter=reporter), reporter
 
 
-def raw(state):
-    def bits(x):
-        x = jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-        return np.asarray(x).tobytes()
-
-    return {jax.tree_util.keystr(path): bits(x) for path, x in jax.tree_util.tree_leaves_with_path(state)}
-
-
 def curve(folder):
     """All that is recorded but the time it took, as text, so that NaN equals NaN."""
     return {name: str(x.tolist()) for name, x in read_metrics(folder).items() if "second" not in name}
 
 
-def test_a_run_leaves_all_about_it_in_its_folder(straight):
+def test_a_run_leaves_all_about_it_in_its_folder(straight, raw):
     result, reporter = straight
     assert (result.steps, result.stopped, int(result.state.update)) == (TINY.total_steps, None, UPDATES)
     assert read_run(result.folder) == Run("probe-memory", TINY, 0)
@@ -122,7 +116,7 @@ def test_a_run_leaves_all_about_it_in_its_folder(straight):
         assert raw(checkpoints.restore(result.state)) == raw(result.state)
 
 
-def test_the_seed_decides_the_run(straight, tmp_path):
+def test_the_seed_decides_the_run(straight, tmp_path, raw):
     result, _ = straight
     again, other = start(tmp_path / "again"), start(tmp_path / "other", seed=1)
     assert raw(again.state) == raw(result.state)
@@ -132,7 +126,7 @@ def test_the_seed_decides_the_run(straight, tmp_path):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(straight, tmp_path, signum):
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(straight, tmp_path, signum, raw):
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     reporter = Recording({3: [signum]})
     stopped = start(tmp_path / "run", reporter=reporter)
@@ -161,7 +155,7 @@ def test_a_second_signal_has_its_usual_effect(tmp_path):
         assert checkpoints.latest() == 0
 
 
-def test_a_run_that_was_killed_goes_on_from_its_newest_checkpoint(straight, tmp_path):
+def test_a_run_that_was_killed_goes_on_from_its_newest_checkpoint(straight, tmp_path, raw):
     class KilledError(Exception):
         pass
 
@@ -193,16 +187,21 @@ def test_records_means_between_two_logs(straight, tmp_path):
     np.testing.assert_allclose(mean["learning_rate"], each["learning_rate"][-1])
 
 
-def test_resuming_a_finished_run_changes_nothing(straight):
+def test_resuming_a_finished_run_changes_nothing(straight, raw):
     result, _ = straight
-    before = curve(result.folder)
+
+    def files():
+        return {path: path.stat().st_mtime_ns for path in result.folder.rglob("*") if path.is_file()}
+
+    before = files()
     again = resume(result.folder, reporter=Silent())
     assert raw(again.state) == raw(result.state)
-    assert again.stopped is None
-    assert curve(result.folder) == before
+    assert (again.steps, again.stopped) == (result.steps, None)
+    assert again.seconds == read_metrics(result.folder)["seconds"][-1]
+    assert files() == before
 
 
-def test_trains_outside_of_the_main_thread(straight, tmp_path):
+def test_trains_outside_of_the_main_thread(straight, tmp_path, raw):
     """A notebook's or a server's thread gets no signals."""
     results = []
     thread = threading.Thread(target=lambda: results.append(start(tmp_path / "run")))
@@ -223,6 +222,21 @@ def test_a_folder_in_use_is_left_alone(straight, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_folder_that_cannot_be_used_is_one_line(tmp_path, monkeypatch):
+    run = Run("probe-memory", TINY)
+    with pytest.raises(RunError, match=r"cannot use the folder a+: File name too long$"):
+        create_run("a" * 300, run)
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    for name in ("iterdir", "mkdir", "write_text"):
+        with monkeypatch.context() as patch:
+            patch.setattr(pathlib.Path, name, refuse)
+            with pytest.raises(RunError, match=r"Permission denied$"):
+                create_run(tmp_path, run)
+
+
 def test_what_cannot_run_leaves_no_folder(tmp_path):
     for env, params, message in [
         ("CartPole", {}, "unknown environment"),
@@ -235,6 +249,23 @@ def test_what_cannot_run_leaves_no_folder(tmp_path):
     pixel_control = dataclasses.replace(TINY, pc_weight=1.0)
     with pytest.raises(RunError, match="no agent fits probe-memory"):
         train("probe-memory", pixel_control, folder=tmp_path / "run", reporter=Silent())
+    unknown_to_json = {"length": np.int32(3)}
+    with pytest.raises(RunError, match=r"cannot be written down.* int32"):
+        train("probe-memory", TINY, env_params=unknown_to_json, folder=tmp_path / "run", reporter=Silent())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_step_that_cannot_be_traced_leaves_no_folder(tmp_path, monkeypatch):
+    def make_broken(config, env, policy):
+        def step(state):
+            raise ValueError("no such step\nin detail")
+
+        return make_unreal(config, env, policy=policy)[0], step
+
+    monkeypatch.setattr(loop, "make_unreal", make_broken)
+    config = dataclasses.replace(TINY, hidden=(3,))  # not one that the other tests share
+    with pytest.raises(RunError, match=r"with this configuration: no such step$"):
+        train("probe-memory", config, folder=tmp_path / "run", reporter=Silent())
     assert not (tmp_path / "run").exists()
 
 
