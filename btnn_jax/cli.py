@@ -120,7 +120,7 @@ def make_parser() -> Parser:
     evaluate.add_argument(
         "--episodes", type=_at_least_one, default=128, metavar="N", help=_("of each agent", 128)
     )
-    evaluate.add_argument("--seed", type=int, default=0, metavar="N", help=_("of the episodes", 0))
+    evaluate.add_argument("--seed", type=_seed, default=0, metavar="N", help=_("of the episodes", 0))
     evaluate.add_argument(
         "--max-steps",
         type=_at_least_one,
@@ -163,7 +163,7 @@ def _add_train(commands: Any) -> None:
         dest="env_params",
         help="parameter of the environment; may be repeated",
     )
-    train.add_argument("--seed", type=int, metavar="N", help=_("the same seed gives the same run", 0))
+    train.add_argument("--seed", type=_seed, metavar="N", help=_("the same seed gives the same run", 0))
     files = train.add_argument_group("run")
     folder = files.add_mutually_exclusive_group()
     folder.add_argument(
@@ -366,6 +366,13 @@ def _at_least_one(text: str) -> int:
 
 def _at_least_zero(text: str) -> int:
     return _bounded(_whole(text), 0)
+
+
+def _seed(text: str) -> int:
+    value = _whole(text)
+    if not 0 <= value < 2**32:  # what a key is made of
+        raise argparse.ArgumentTypeError(f"must be between 0 and {2**32 - 1}, got {text}")
+    return value
 
 
 def _bounded(value: int, least: int) -> int:

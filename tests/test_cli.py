@@ -1,6 +1,7 @@
 """The command line: every field has its option, every mistake one line, and a run from start to plot."""
 
 import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -66,6 +67,7 @@ def test_an_option_takes_its_own_default(field):
         ("--steps 2e6", "total_steps", 2_000_000),
         ("--steps 2M", "total_steps", 2_000_000),
         ("--steps 1_500k", "total_steps", 1_500_000),
+        ("--seed 4294967295", "seed", 2**32 - 1),
         ("--env-param length=3", "env_params", [("length", 3)]),
         ("--env-param flag=true", "env_params", [("flag", True)]),
         ("--env-param name=a=b", "env_params", [("name", "a=b")]),
@@ -87,7 +89,7 @@ def test_help_shows_every_default(capsys):
     for title in cli.HELP:
         assert f"{title}:" in text
     for option, default in [
-        ("--steps N", "2000000"),
+        ("--steps N", str(UnrealConfig().total_steps)),
         ("--lstm N,N", "128"),
         ("--noisy, --no-noisy", "yes"),
         ("--pc-stream NAME", "none"),
@@ -133,6 +135,8 @@ def test_python_m_is_the_same_program():
         ("train probe-memory --keep 0", "must be at least 1, got 0"),
         ("train probe-memory --checkpoint-minutes 0", "must be above 0, got 0"),
         ("train probe-memory --step 5", "unrecognized arguments: --step 5"),
+        ("train probe-memory --seed -1", "argument --seed: must be between 0 and 4294967295, got -1"),
+        ("evaluate . --seed 4294967296", "argument --seed: must be between 0 and 4294967295, got 4294967296"),
         ("train --resume missing", "no run folder missing"),
         ("train probe-memory --resume missing --steps 5", "leave out --steps, ENV"),
         ("train --run a --resume b", "not allowed with argument"),
@@ -183,6 +187,11 @@ def test_a_run_from_start_to_plot(capsys, tmp_path, monkeypatch):
     assert cli.main(["evaluate", str(folder), "--episodes", "5", "--seed", "1"]) == 0
     assert read_scores(folder)["greedy"].episodes == 5
     assert re.search(r"\nrandom +5 +\d\.\d\d \+- ", capsys.readouterr().out)
+
+    assert cli.main(["evaluate", str(folder), "--episodes", "1"]) == 0
+    assert re.search(r"\nrandom +1 +\d\.\d\d \+- - ", capsys.readouterr().out)
+    assert read_scores(folder)["greedy"].standard_error is None
+    json.loads((folder / "evaluation.json").read_text(), parse_constant=pytest.fail)  # NaN is not JSON
 
     assert cli.main(["plot", str(folder)]) == 0
     assert capsys.readouterr().out.strip() == str(folder / "curves.png")
