@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -159,9 +160,7 @@ def test_the_distribution_over_a_dict_of_actions_adds_up():
         distribution.log_prob(actions), categorical.log_prob(logits, actions), rtol=1e-5
     )
     np.testing.assert_allclose(distribution.entropy(), categorical.entropy(logits), rtol=1e-5)
-    jax.tree.map(
-        np.testing.assert_array_equal, distribution.mode(), jax.tree.map(lambda x: x.argmax(-1), logits)
-    )
+    chex.assert_trees_all_equal(distribution.mode(), jax.tree.map(lambda x: x.argmax(-1), logits))
 
 
 def test_what_cannot_fit_is_said():
@@ -177,6 +176,6 @@ def test_what_cannot_fit_is_said():
     with pytest.raises(ValueError, match="rp_head"):
         policy.apply({"params": params}, jnp.zeros((2, 3, 7)), method=UnrealPolicy.reward_prediction)
     policy, params = small({"external": SIGNAL}, pixel_control=False)
+    inputs = make_inputs({"internal": SIGNAL}, 4)
     with pytest.raises(ValueError, match=r"expected observation streams \['external'\], got \['internal'\]"):
-        inputs = make_inputs({"internal": SIGNAL}, 4)
         policy.apply({"params": params}, inputs, policy.initial_state(3), deterministic=True)

@@ -3,6 +3,7 @@
 import functools
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -324,7 +325,7 @@ def test_keys_decide_what_is_drawn():
     replay = make_replay(4 * T, T)
     *_, state = filled(replay, play(4, seed=0))
     one, again, other = (draw(replay, state, 32, seed) for seed in (0, 0, 1))
-    jax.tree.map(np.testing.assert_array_equal, one, again)
+    chex.assert_trees_all_equal(one, again)
     for drawn, differently in zip(one, other, strict=True):
         assert np.any(drawn.steps.time != differently.steps.time)
 
@@ -345,7 +346,7 @@ def test_vmap_over_seeds_is_each_seed_alone():
     together = jax.jit(jax.vmap(run))(np.arange(2), stack(streams))
     run_one = jax.jit(run)
     alone = stack([run_one(seed, stream) for seed, stream in enumerate(streams)])
-    jax.tree.map(np.testing.assert_array_equal, together, alone)
+    chex.assert_trees_all_equal(together, alone)
 
 
 @pytest.mark.parametrize(
