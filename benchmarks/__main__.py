@@ -16,7 +16,9 @@ def main() -> None:
     """Runs every module of this folder that has `CASES`."""
     topics = sorted(m.name for m in pkgutil.iter_modules(benchmarks.__path__) if m.name not in NOT_CASES)
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=benchmarks.__doc__)
-    parser.add_argument("--only", nargs="+", choices=topics, default=topics, metavar="TOPIC", help=f"of {', '.join(topics)}")
+    parser.add_argument(
+        "--only", nargs="+", choices=topics, default=topics, metavar="TOPIC", help=f"of {', '.join(topics)}"
+    )
     parser.add_argument("--rounds", type=int, default=11, help="pairs to time per case (default 11)")
     arguments = parser.parse_args()
     print("| case | peer | ours ms | peer ms | ratio | quartiles | promised |")

@@ -8,7 +8,9 @@ import pytest
 
 import btnn_jax
 
-MODULES = [m.name for m in pkgutil.walk_packages(btnn_jax.__path__, "btnn_jax.") if not m.name.endswith("__main__")]
+MODULES = [
+    m.name for m in pkgutil.walk_packages(btnn_jax.__path__, "btnn_jax.") if not m.name.endswith("__main__")
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -9,5 +9,5 @@ README = pathlib.Path(__file__).parents[1] / "README.md"
 def test_the_example_runs():
     (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
     names = {}
-    exec(example, names)  # noqa: S102
+    exec(example, names)
     assert names["history"][-1] < 0.5 * names["history"][0]
