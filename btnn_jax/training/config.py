@@ -23,7 +23,7 @@ class UnrealConfig:
     # Experience
     num_envs: int = 64  # environments stepped side by side, on each device
     rollout_length: int = 32  # steps of each environment per update; also the length of replayed sequences
-    total_steps: int = 2_000_000  # environment steps of the whole run; the schedules end there
+    total_steps: int = 400_000  # environment steps of the whole run; the schedules end there
     discount: float = 0.99
     gae_lambda: float = 0.95
 
@@ -34,7 +34,7 @@ class UnrealConfig:
     ppo_epsilon: float = 0.2
     normalize_advantages: bool = True
     value_weight: float = 0.5
-    entropy_beta: float = 0.01
+    entropy_beta: float = 0.02
     entropy_beta_final: float | None = None  # reached linearly at total_steps; None keeps entropy_beta
 
     # Optimizer
@@ -53,9 +53,9 @@ class UnrealConfig:
     rp_frames: int = 3
     rp_threshold: float = 0.0  # rewards within [-threshold, threshold] count as zero
     replay_length: int = 512  # steps kept per environment, a multiple of rollout_length
-    replay_batch: int = 16  # sequences (value replay, pixel control) per gradient step
+    replay_batch: int = 8  # sequences (value replay, pixel control) per gradient step
     replay_burn_in: int = 0  # steps that only refresh the recurrent state of a replayed sequence
-    rp_batch: int = 64  # frame stacks per gradient step, half of them with a reward
+    rp_batch: int = 32  # frame stacks per gradient step, half of them with a reward
 
     # Network
     num_filters: tuple[int, ...] | None = None  # None: by the observation's size
@@ -153,4 +153,5 @@ class UnrealConfig:
         unknown = sorted(set(fields) - known)
         if unknown:
             raise ValueError(f"unknown fields {unknown}, expected a subset of {sorted(known)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**values)

@@ -11,7 +11,15 @@ from flax.core import unfreeze
 
 from btnn_jax.envs.base import Environment
 from btnn_jax.networks import pixel_change_2d_estimator
-from btnn_jax.policies import AgentInput, State, UnrealPolicy, action_distribution, as_image, pixel_stream
+from btnn_jax.policies import (
+    AgentInput,
+    PolicyOutput,
+    State,
+    UnrealPolicy,
+    action_distribution,
+    as_image,
+    pixel_stream,
+)
 
 PyTree = Any
 
@@ -91,18 +99,20 @@ def make_rollout(
             last_length=jnp.zeros(num_envs, jnp.int32),
         )
 
-    def apply(params: PyTree, inputs: AgentInput, core: State, noise_key: jax.Array):
+    def apply(
+        params: PyTree, inputs: AgentInput, core: State, noise_key: jax.Array
+    ) -> tuple[PolicyOutput, State]:
         inputs = jax.tree.map(lambda x: x[None], inputs)
         output, core = policy.apply({"params": params}, inputs, core, rngs={"noise": noise_key})
         return jax.tree.map(lambda x: x[0], output), core
 
-    def rollout(params: PyTree, actors: Actors, noise_key: jax.Array):
+    def rollout(params: PyTree, actors: Actors, noise_key: jax.Array) -> tuple[Actors, Rollout, jax.Array]:
         data, impl = jax.random.key_data(noise_key), jax.random.key_impl(noise_key)
 
         def held_noise() -> jax.Array:
             return jax.random.wrap_key_data(data, impl=impl)  # one key for all steps, on purpose
 
-        def one_step(actors: Actors, _):
+        def one_step(actors: Actors, _: None) -> tuple[Actors, Rollout]:
             output, core = apply(params, actors.inputs, actors.core, held_noise())
             keys = jax.vmap(lambda key: jax.random.split(key, 3))(actors.keys)
             action = jax.vmap(lambda key, logits: action_distribution(logits).sample(seed=key))(

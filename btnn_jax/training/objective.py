@@ -1,0 +1,198 @@
+"""What one gradient step minimises: the actor-critic loss and the losses of UNREAL's tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from btnn_jax import categorical, losses, targets
+from btnn_jax.policies import AgentInput, PolicyOutput, State, UnrealPolicy
+from btnn_jax.replay import Frames, Replay, ReplayState, Window
+from btnn_jax.training.config import UnrealConfig
+from btnn_jax.training.rollout import Rollout
+
+PyTree = Any
+Metrics = dict[str, Array]
+
+
+class ReplayStep(NamedTuple):
+    """One stored step; leaves `[..., B, ...]`. The replay itself keeps rewards, resets and recurrent states."""
+
+    observation: PyTree  # in the environment's dtypes
+    last_action: PyTree  # int32, or a dict of them
+    last_reward: Array  # float32
+    action: PyTree  # int32, or a dict of them
+    log_prob: Array  # float32, of the action under the policy that acted
+    terminated: Array  # bool
+    pixel_change: Array | None  # float32 [..., B, h, w]; None without pixel control
+
+
+class OnPolicy(NamedTuple):
+    """What a gradient step needs of the rollout; leaves `[T, B, ...]`, the core's `[B, ...]`."""
+
+    rollout: Rollout
+    advantage: Array  # float32
+    returns: Array  # float32
+    core: State  # float32, before the first step
+
+
+def make_objective(
+    config: UnrealConfig, policy: UnrealPolicy, replay: Replay | None, axis_name: str | None = None
+) -> Callable[..., tuple[Array, Metrics]]:
+    """The whole loss of one gradient step.
+
+    Args:
+      config: what to learn and how.
+      policy: the agent's network.
+      replay: None where no task replays.
+      axis_name: axis over which the caller averages loss and gradients.
+
+    Returns:
+      `objective(params, batch, stored, noise_key, replay_key, entropy_beta) -> (loss, metrics)`; `noise_key` is the
+      one that the rollout was played with, so that at the same parameters the same actions have the same
+      probabilities.
+    """
+
+    def apply(
+        params: PyTree, inputs: AgentInput, core: State, noise_key: Array
+    ) -> tuple[PolicyOutput, State]:
+        return policy.apply({"params": params}, inputs, core, rngs={"noise": noise_key})
+
+    def head(params: PyTree, method: Callable, x: PyTree, noise_key: Array) -> PyTree:
+        return policy.apply({"params": params}, x, rngs={"noise": noise_key}, method=method)
+
+    def on_policy(
+        params: PyTree, batch: OnPolicy, noise_key: Array, entropy_beta: ArrayLike
+    ) -> tuple[Array, Metrics]:
+        output, _ = apply(params, batch.rollout.inputs, batch.core, noise_key)
+        advantage = batch.advantage
+        if config.normalize_advantages:
+            advantage = _standardise(advantage, axis_name)
+        arguments = (batch.rollout.action, advantage, batch.returns, output.logits, output.value)
+        weights: dict[str, Any] = {
+            "entropy_beta": entropy_beta,
+            "value_weight": config.value_weight,
+            "axis_name": axis_name,
+        }
+        if config.algorithm == "a2c":
+            return losses.aac_loss(*arguments, **weights)
+        return losses.ppo_loss(*arguments, batch.rollout.logits, epsilon=config.ppo_epsilon, **weights)
+
+    def refreshed(params: PyTree, inputs: AgentInput, core: State, noise_key: Array) -> PolicyOutput:
+        """Answers to a window; no gradient flows into steps that only refresh the recurrent state."""
+        burn_in = config.replay_burn_in
+        if burn_in == 0:
+            return apply(params, inputs, core, noise_key)[0]
+        first = jax.tree.map(lambda x: x[:burn_in], inputs)
+        rest = jax.tree.map(lambda x: x[burn_in:], inputs)
+        before, core = apply(params, first, core, jax.random.clone(noise_key))
+        exact = inputs.reset[0][:, None]  # the window starts with its episode and learns from all of it
+        core = jax.tree.map(lambda x: jnp.where(exact, x, jax.lax.stop_gradient(x)), core)
+        after, _ = apply(params, rest, core, noise_key)
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), before, after)
+
+    def replayed(params: PyTree, window: Window, noise_key: Array) -> tuple[Array, Metrics]:
+        """Value replay and pixel control, both from one pass over the replayed sequences."""
+        pass_key, pixel_key = jax.random.split(noise_key)
+        steps = window.steps
+        inputs = AgentInput(steps.observation, steps.last_action, steps.last_reward, window.resets)
+        output = refreshed(params, inputs, window.core, pass_key)
+        # A truncated step is the last of its window, so the mask alone says where returns are cut.
+        learn, cut = targets.window_mask(window.where, steps.terminated, jnp.zeros_like(steps.terminated))
+        loss = jnp.zeros(())
+        metrics: Metrics = {}
+        if config.vr_weight:
+            log_ratios = categorical.log_prob(output.logits, steps.action) - steps.log_prob
+            returns, _ = targets.vtrace(
+                log_ratios,
+                window.rewards,
+                output.value,
+                targets.next_values(output.value, output.value[-1]),
+                steps.terminated,
+                cut,
+                discount=config.discount,
+            )
+            value_loss, _ = losses.value_fn_loss(returns, output.value, where=learn, axis_name=axis_name)
+            loss += config.vr_weight * value_loss
+            metrics["value_replay_loss"] = value_loss
+        if config.pc_weight:
+            q = head(params, UnrealPolicy.pixel_control, output.features, pixel_key)
+
+            def pixel_returns(head_q: Array) -> Array:
+                best = jnp.max(head_q, axis=-1)
+                following = jnp.concatenate([best[1:], best[-1:]])
+                return targets.pixel_control_targets(
+                    steps.pixel_change, following, steps.terminated, cut, discount=config.pc_discount
+                )
+
+            pixel_loss, _ = losses.pc_loss(
+                steps.action, jax.tree.map(pixel_returns, q), q, where=learn, axis_name=axis_name
+            )
+            loss += config.pc_weight * pixel_loss
+            metrics["pixel_control_loss"] = pixel_loss
+        return loss, metrics
+
+    def reward_prediction(params: PyTree, frames: Frames, noise_key: Array) -> tuple[Array, Metrics]:
+        logits = head(params, UnrealPolicy.reward_prediction, frames.steps.observation, noise_key)
+        classes = targets.reward_class(frames.rewards, config.rp_threshold)
+        loss, _ = losses.rp_loss(classes, logits, where=frames.where, axis_name=axis_name)
+        return config.rp_weight * loss, {"reward_prediction_loss": loss}
+
+    def objective(
+        params: PyTree,
+        batch: OnPolicy,
+        stored: ReplayState | None,
+        noise_key: Array,
+        replay_key: Array,
+        entropy_beta: ArrayLike,
+    ) -> tuple[Array, Metrics]:
+        loss, metrics = on_policy(params, batch, noise_key, entropy_beta)
+        if replay is None or stored is None:
+            return loss, metrics
+        window_key, window_noise_key, frame_key, frame_noise_key = jax.random.split(replay_key, 4)
+        if config.vr_weight or config.pc_weight:
+            window = replay.sample(window_key, stored, config.replay_batch)
+            task_loss, task_metrics = replayed(params, window, window_noise_key)
+            loss, metrics = loss + task_loss, metrics | task_metrics
+        if config.rp_weight:
+            frames = replay.sample_rebalanced(
+                frame_key, stored, config.rp_batch, config.rp_frames, threshold=config.rp_threshold
+            )
+            task_loss, task_metrics = reward_prediction(params, frames, frame_noise_key)
+            loss, metrics = loss + task_loss, metrics | task_metrics
+        return loss, metrics
+
+    return objective
+
+
+def to_replay(record: Rollout) -> ReplayStep:
+    """What the replay keeps of a rollout."""
+    return ReplayStep(
+        observation=record.inputs.observation,
+        last_action=record.inputs.last_action,
+        last_reward=record.inputs.last_reward,
+        action=record.action,
+        log_prob=categorical.log_prob(record.logits, record.action),
+        terminated=record.terminated,
+        pixel_change=record.pixel_change,
+    )
+
+
+def take(batch: OnPolicy, rows: Array) -> OnPolicy:
+    """Whole sequences of some environments."""
+    core = jax.tree.map(lambda x: x[rows], batch.core)
+    return jax.tree.map(lambda x: x[:, rows], batch._replace(core=()))._replace(core=core)
+
+
+def _standardise(x: Array, axis_name: str | None) -> Array:
+    def mean(y: Array) -> Array:
+        y = jnp.mean(y)
+        return y if axis_name is None else jax.lax.pmean(y, axis_name)
+
+    centred = x - mean(x)
+    return centred / (jnp.sqrt(mean(jnp.square(centred))) + 1e-8)
