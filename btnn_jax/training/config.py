@@ -34,11 +34,11 @@ class UnrealConfig:
     ppo_epsilon: float = 0.2
     normalize_advantages: bool = True
     value_weight: float = 0.5
-    entropy_beta: float = 0.02
+    entropy_beta: float = 0.01
     entropy_beta_final: float | None = None  # reached linearly at total_steps; None keeps entropy_beta
 
     # Optimizer
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     learning_rate_schedule: str = "linear"  # "constant", "linear" or "cosine", the last two down to 0
     max_grad_norm: float = 0.5  # of all gradients together
     adam_epsilon: float = 1e-5

@@ -31,7 +31,7 @@ def test_breakout_by_the_defaults(tmp_path):
 
 
 def test_catch(tmp_path):
-    config = UnrealConfig(total_steps=200_000, learning_rate=1e-3, pc_cell=(2, 1))
+    config = UnrealConfig(total_steps=200_000, pc_cell=(2, 1))
     assert learn(tmp_path, "Catch-bsuite", config)["sampled"].mean_return >= 0.95
 
 
