@@ -2,6 +2,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from btnn_jax import categorical
@@ -179,3 +180,15 @@ def test_what_cannot_fit_is_said():
     inputs = make_inputs({"internal": SIGNAL}, 4)
     with pytest.raises(ValueError, match=r"expected observation streams \['external'\], got \['internal'\]"):
         policy.apply({"params": params}, inputs, policy.initial_state(3), deterministic=True)
+
+
+def test_the_gradient_of_a_black_frame_is_finite():
+    policy, params = small(PHOTO, pixel_control=False, num_filters=None)
+    inputs = make_inputs(PHOTO, 4, T=1, B=2)
+    black = inputs._replace(observation=inputs.observation.at[0, 0].set(0))
+
+    def loss(params):
+        output, _ = policy.apply({"params": params}, black, policy.initial_state(2), deterministic=True)
+        return jnp.sum(output.value)
+
+    assert np.isfinite(optax.tree.norm(jax.grad(loss)(params)))

@@ -220,6 +220,16 @@ def test_half_of_the_rebalanced_rewards_are_zero_and_each_half_is_uniform(reward
         assert_uniform(counts[counts > 0])
 
 
+def test_small_rewards_count_as_zero_up_to_the_threshold():
+    replay = make_replay(64, 8)
+    state = replay.init(jax.ShapeDtypeStruct((4,), jnp.float32))
+    for i in range(8):
+        rewards = jnp.full((8, 4), 0.1).at[i, 0].set(-1.0)
+        state = replay.add(state, rewards, rewards, jnp.zeros((8, 4), bool).at[0].set(i == 0))
+    drawn = replay.sample_rebalanced(jax.random.key(0), state, 4000, 1, threshold=0.5).rewards
+    assert abs(np.mean(drawn == -1.0) - 0.5) < 4 * 0.5 / np.sqrt(4000)
+
+
 @pytest.mark.parametrize("reward_rate", [0.0, 1.0])
 def test_an_empty_class_falls_back_to_the_whole_of_the_other(reward_rate):
     replay = make_replay(2 * T, T)

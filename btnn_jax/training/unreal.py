@@ -199,7 +199,7 @@ def make_unreal(
                 return (key, learner), out
 
             (_, (params, opt_state)), (learned, skipped) = jax.lax.scan(
-                minibatch_step, (replay_key, learner), _minibatch_rows(shuffle_key, config)
+                minibatch_step, (replay_key, learner), minibatch_rows(shuffle_key, config)
             )
         num_skipped = jnp.sum(skipped, dtype=jnp.int32)
         made = jnp.maximum(config.gradients_per_update - num_skipped, 1).astype(jnp.float32)
@@ -252,7 +252,7 @@ def make_optimizer(config: UnrealConfig) -> optax.GradientTransformation:
     )
 
 
-def _minibatch_rows(key: jax.Array, config: UnrealConfig) -> jax.Array:
+def minibatch_rows(key: jax.Array, config: UnrealConfig) -> jax.Array:
     """Which environments each gradient step learns from, int32 `[epochs * minibatches, num_envs // minibatches]`."""
     keys = jax.random.split(key, config.epochs)
     rows = jax.vmap(lambda k: jax.random.permutation(k, config.num_envs))(keys)

@@ -161,15 +161,33 @@ def test_an_axis_of_devices_gives_every_device_the_same_parameters(algorithm):
     config = dataclasses.replace(TINY, algorithm=algorithm)
     init, step = make_unreal(config, envs.make("probe-pixels"), axis_name="devices")
     assert jax.device_count() == 8
-    state = jax.vmap(init)(jax.random.split(jax.random.key(0), 2))
-    state = state.replace(params=jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), state.params))
-    mapped, metrics = jax.pmap(step, axis_name="devices", devices=jax.devices()[:2])(state)
-    for leaf in jax.tree.leaves((mapped.params, metrics)):
-        np.testing.assert_array_equal(leaf[0], leaf[1])
-    batched, _ = jax.jit(jax.vmap(step, axis_name="devices"))(state)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), mapped.params, batched.params
+    key, devices = jax.random.key(0), jax.devices()
+    state = jax.pmap(init, axis_name="devices", in_axes=None, axis_size=8)(key)
+    mapped, metrics = jax.pmap(step, axis_name="devices")(state)
+    chex.assert_trees_all_equal(*(jax.tree.map(lambda x, i=i: x[i], state.params) for i in range(8)))
+    chex.assert_trees_all_equal(
+        *(jax.tree.map(lambda x, i=i: x[i], (mapped.params, metrics)) for i in range(8))
     )
+    assert (
+        len(np.unique(jax.random.key_data(mapped.actors.keys).reshape(8 * config.num_envs, -1), axis=0))
+        == 8 * 4
+    )
+    state = jax.device_put(state, devices[0])
+    batched, _ = jax.jit(jax.vmap(step, axis_name="devices"))(state)
+    chex.assert_trees_all_close(mapped.params, batched.params, rtol=1e-4, atol=1e-5)
+
+
+def test_memory_does_not_double_with_the_replay():
+    def memory(replay_length):
+        config = dataclasses.replace(BARE, vr_weight=1.0, lstm=(), noisy=False, replay_length=replay_length)
+        init, step = make_unreal(config, envs.make("probe-pixels"))
+        state = jax.eval_shape(init, jax.random.key(0))
+        return jax.jit(step, donate_argnums=0).lower(state).compile().memory_analysis()
+
+    small, large = memory(64), memory(4096)
+    stored = (4096 - 64) * 4 * 100  # uint8 pixels of 4 environments
+    assert large.alias_size_in_bytes - small.alias_size_in_bytes > stored
+    assert large.temp_size_in_bytes - small.temp_size_in_bytes < stored / 10
 
 
 LEARN = dataclasses.replace(

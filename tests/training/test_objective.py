@@ -1,0 +1,94 @@
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from btnn_jax import envs
+from btnn_jax.policies import init_params
+from btnn_jax.replay import make_replay
+from btnn_jax.training.config import UnrealConfig
+from btnn_jax.training.objective import OnPolicy, make_objective, take, to_replay
+from btnn_jax.training.rollout import make_rollout
+from btnn_jax.training.unreal import make_unreal_policy, minibatch_rows
+
+CONFIG = UnrealConfig(
+    num_envs=8, rollout_length=8, minibatches=4, epochs=3, hidden=(8,), lstm=(8,), replay_length=32, replay_batch=4,
+    pc_weight=0, rp_weight=0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def played():
+    """Parameters, a batch, and the same steps as a replay keeps them, from an environment of long episodes."""
+    env = envs.make("probe-discount", length=30)
+    policy = make_unreal_policy(CONFIG, env)
+    reset, rollout = make_rollout(env, policy, CONFIG.num_envs, CONFIG.rollout_length)
+    params = init_params(policy, jax.random.key(0), env.observation)
+    actors, noise_key = reset(jax.random.key(1)), jax.random.key(2)
+    replay, rollout = make_replay(32, 8, burn_in=4), jax.jit(rollout)
+    stored = None
+    for _ in range(3):
+        core = actors.core
+        actors, record, _ = rollout(params, actors, noise_key)
+        if stored is None:
+            stored = replay.init(jax.tree.map(lambda x: x[0], to_replay(record)), core)
+        stored = replay.add(stored, to_replay(record), record.reward, record.inputs.reset, core)
+    advantage = jax.random.normal(jax.random.key(3), record.reward.shape)
+    return policy, params, OnPolicy(record, advantage, advantage + 1, core), stored, noise_key
+
+
+@pytest.mark.parametrize("algorithm", ["a2c", "ppo"])
+def test_the_mean_over_devices_is_the_whole_batch(played, algorithm):
+    policy, params, batch, _, noise_key = played
+    config = dataclasses.replace(CONFIG, algorithm=algorithm, vr_weight=0)
+
+    def gradient(batch, axis_name):
+        objective = make_objective(config, policy, None, axis_name)
+        out = jax.value_and_grad(objective, has_aux=True)(
+            params, batch, None, noise_key, jax.random.key(4), jnp.float32(0.01)
+        )
+        return out if axis_name is None else jax.lax.pmean(out, axis_name)
+
+    rows = jnp.arange(8).reshape(4, 2)
+    parts = jax.tree.map(lambda *xs: jnp.stack(xs), *(take(batch, r) for r in rows))
+    shared = jax.vmap(lambda part: gradient(part, "devices"), axis_name="devices")(parts)
+    whole = gradient(batch, None)
+    chex.assert_trees_all_close(jax.tree.map(lambda x: x[2], shared), whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("burn_in", [0, 4])
+def test_no_gradient_flows_into_the_burn_in(played, burn_in):
+    policy, params, batch, stored, noise_key = played
+    config = dataclasses.replace(CONFIG, replay_burn_in=burn_in, replay_length=32)
+    objective = make_objective(config, policy, make_replay(32, 8, burn_in=burn_in))
+
+    def loss(cores):
+        return objective(
+            params, batch, stored._replace(cores=cores), noise_key, jax.random.key(4), jnp.float32(0.01)
+        )[0]
+
+    reaches = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(jax.grad(loss)(stored.cores)))
+    assert (reaches == 0) == (burn_in > 0)
+
+
+def test_every_epoch_takes_every_environment_once_and_whole(played):
+    _, _, batch, _, _ = played
+    rows = minibatch_rows(jax.random.key(0), CONFIG)
+    assert rows.shape == (12, 2)
+    for epoch in np.asarray(rows).reshape(3, 8):
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(8))
+    assert not np.array_equal(rows[:4], rows[4:8])
+    part = take(batch, rows[0])
+    for t in range(8):
+        for column, env in enumerate(np.asarray(rows[0])):
+            chex.assert_trees_all_equal(
+                jax.tree.map(lambda x, t=t, c=column: x[t, c], part.rollout),
+                jax.tree.map(lambda x, t=t, e=env: x[t, e], batch.rollout),
+            )
+            chex.assert_trees_all_equal(
+                jax.tree.map(lambda x, c=column: x[c], part.core),
+                jax.tree.map(lambda x, e=env: x[e], batch.core),
+            )
