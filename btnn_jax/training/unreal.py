@@ -73,7 +73,7 @@ def make_unreal(
       policy: the agent's network; None takes `make_unreal_policy(config, env)`.
       axis_name: axis of the `vmap` or `pmap` around both functions: one learner with `num_envs` environments
         on each device. Give `init` the same key everywhere, as
-        `jax.pmap(init, axis_name, in_axes=None, axis_size=n)(key)` does; then parameters start equal,
+        `jax.pmap(init, axis_name)(jnp.broadcast_to(key, n))` does; then parameters start equal,
         environments do not, and gradients and metrics are averaged.
 
     Returns:

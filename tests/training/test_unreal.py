@@ -162,7 +162,7 @@ def test_an_axis_of_devices_gives_every_device_the_same_parameters(algorithm):
     init, step = make_unreal(config, envs.make("probe-pixels"), axis_name="devices")
     assert jax.device_count() == 8
     key, devices = jax.random.key(0), jax.devices()
-    state = jax.pmap(init, axis_name="devices", in_axes=None, axis_size=8)(key)
+    state = jax.pmap(init, axis_name="devices")(jnp.broadcast_to(key, 8))
     mapped, metrics = jax.pmap(step, axis_name="devices")(state)
     chex.assert_trees_all_equal(*(jax.tree.map(lambda x, i=i: x[i], state.params) for i in range(8)))
     chex.assert_trees_all_equal(
