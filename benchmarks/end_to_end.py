@@ -93,9 +93,8 @@ class FiveValues:
 
     def __init__(self, env: Any) -> None:
         self.env = env
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.env, name)
+        self.reset, self.default_params = env.reset, env.default_params
+        self.action_space, self.observation_space = env.action_space, env.observation_space
 
     def step(self, key: jax.Array, state: Any, action: jax.Array, params: Any) -> Any:
         """Steps."""
