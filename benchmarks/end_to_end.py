@@ -13,7 +13,6 @@ from rejax import get_algo
 
 from benchmarks.harness import Case, Program
 from btnn_jax import envs
-from btnn_jax.networks import LSTMNetwork
 from btnn_jax.policies import AgentInput, PolicyOutput
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.unreal import make_unreal, make_unreal_policy
@@ -29,7 +28,7 @@ UNREAL = UnrealConfig()
 class TwoMLPs(nn.Module):
     """rejax's network, two MLPs of 64 and 64 side by side, as a policy of ours."""
 
-    num_actions: int
+    action_depths: int
 
     @nn.nowrap
     def initial_state(self, batch_size: int) -> tuple:
@@ -46,7 +45,7 @@ class TwoMLPs(nn.Module):
         x = inputs.observation.astype(jnp.float32).reshape(*inputs.reset.shape, -1)
         actor = nn.swish(nn.Dense(64)(nn.swish(nn.Dense(64)(x))))
         critic = nn.swish(nn.Dense(64)(nn.swish(nn.Dense(64)(x))))
-        return PolicyOutput(nn.Dense(self.num_actions)(actor), nn.Dense(1)(critic)[..., 0], actor), state
+        return PolicyOutput(nn.Dense(self.action_depths)(actor), nn.Dense(1)(critic)[..., 0], actor), state
 
 
 class FlaxConv(nn.Module):
@@ -73,7 +72,7 @@ class FlaxLSTM(nn.Module):
     @nn.nowrap
     def initial_state(self, batch_size: int) -> tuple:
         """Zeros."""
-        return LSTMNetwork((self.size,)).initial_state(batch_size)
+        return ((jnp.zeros((batch_size, self.size)), jnp.zeros((batch_size, self.size))),)
 
     @nn.compact
     def __call__(self, x: jax.Array, state: tuple, *, resets: jax.Array, deterministic: bool = True) -> Any:

@@ -249,7 +249,7 @@ def init_params(policy: UnrealPolicy, key: jax.Array, observation: PyTree, *, rp
         inputs,
         policy.initial_state(1),
         rp_frames,
-        method=UnrealPolicy.init_heads,
+        method="init_heads",
     )
     return variables["params"]
 
