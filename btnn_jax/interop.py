@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 from jax.typing import ArrayLike
 
-from btnn_jax import layers, networks
+from btnn_jax import ae, layers, networks
 
 Params = dict[str, Any]
 Shape = tuple[int | None, ...]  # None: any size
@@ -23,7 +24,7 @@ def from_btgym(module: nn.Module, variables: Mapping[str, ArrayLike]) -> Params:
     """Parameters of `module` from the variables of its counterpart in BTGym.
 
     Args:
-      module: a module of `btnn_jax.layers` or `btnn_jax.networks`, with those of BTGym's options that have
+      module: a module of `btnn_jax.layers`, `networks` or `ae`, with those of BTGym's options that have
         variables: `linear` as it was, `logits_norm="layer_norm"`.
       variables: arrays by the names of BTGym's graph, with or without outer scopes and TensorFlow's `:0`. All
         must be the module's: leave out those of other networks and of the optimizer.
@@ -98,14 +99,17 @@ def _read(module: nn.Module, read: _Reader, inputs: int | None = None) -> Params
 
 
 def _linear(module: layers.Linear, read: _Reader, inputs: int | None) -> Params:
-    return {"kernel": read("w", (inputs, module.size)), "bias": read("b", (module.size,))}
+    kernel = read("w", (inputs, module.size))
+    return {"kernel": kernel, "bias": read("b", kernel.shape[1:])}
 
 
 def _noisy_linear(module: layers.NoisyLinear, read: _Reader, inputs: int | None) -> Params:
     kernel = read("w_mu", (inputs, module.size))
     params = {"kernel_mu": kernel, "kernel_sigma": read("w_sigma", kernel.shape)}
     if module.use_bias:
-        params |= {"bias_mu": read("b_mu", (module.size,)), "bias_sigma": read("b_sigma", (module.size,))}
+        params |= {
+            name: read(name.replace("bias", "b"), kernel.shape[1:]) for name in ("bias_mu", "bias_sigma")
+        }
     return params
 
 
@@ -209,6 +213,71 @@ def _single_head(module: nn.Module, depths: Any) -> int:
     return depths
 
 
+def _encoder(module: ae.Conv2DEncoder, read: _Reader, inputs: int | None) -> Params:
+    params: Params = {}
+    for k, (num_filters, filter_size, _) in enumerate(module.layer_config, 1):
+        layer = layers.Conv2D(num_filters, filter_size)
+        params[f"conv_{k}"] = _read(layer, read.within(f"conv_kernels_{k}"), inputs)
+        norm = read.within("LayerNorm" if k == 1 else f"LayerNorm_{k - 1}")
+        params[f"norm_{k}"] = {"scale": norm("gamma", (num_filters,)), "bias": norm("beta", (num_filters,))}
+        inputs = num_filters
+    return params
+
+
+def _decoder(module: ae.Conv2DDecoder, read: _Reader, inputs: int | None) -> Params:
+    params: Params = {}
+    inputs = module.layer_config[-1][0]
+    for k, (num_filters, filter_size, _) in enumerate(module.layer_config[::-1], 1):
+        layer = layers.Conv2D(num_filters, filter_size)
+        params[f"conv_{k}"] = _read(layer, read.within(f"conv_kernels_{k}"), inputs)
+        inputs = num_filters
+    layer = layers.Conv2D(module.layer_shapes[0][-1], module.layer_config[0][1])
+    return params | {"reconstruction": _read(layer, read.within("decoded_y_hat"), inputs)}
+
+
+def _halves(module: Any, read: _Reader, inputs: int | None) -> tuple[Params, Params]:
+    """Encoder and decoder of an autoencoder."""
+    encoder = _read(ae.Conv2DEncoder(module.layer_config), read.within("encoder"), inputs)
+    channels = encoder["conv_1"]["kernel"].shape[2]
+    decoder = ae.Conv2DDecoder(((0, 0, channels),), module.layer_config)
+    return encoder, _read(decoder, read.within("decoder"))
+
+
+def _any_size(linear: Callable[..., nn.Module], read: _Reader) -> int:
+    """How many features go into a dense layer of unknown size."""
+    return next(iter(_read(linear(None), read).values())).shape[0]
+
+
+def _autoencoder(module: ae.Conv2DAutoencoder, read: _Reader, inputs: int | None) -> Params:
+    encoder, decoder = _halves(module, read, inputs)
+    dense = read.within("hidden_dense")
+    size = _any_size(module.linear, dense)  # depends on the image's
+    return {"encoder": encoder, "hidden": _read(module.linear(size), dense, size), "decoder": decoder}
+
+
+def _channel_wise(module: ae.ChannelWiseConv2DAutoencoder, read: _Reader, inputs: int | None) -> Params:
+    found = [re.search(r"(?:^|/)ae_channel_(\d+)/", name) for name in read.arrays]
+    channels = 1 + max((int(match[1]) for match in found if match), default=0)
+    one = ae.Conv2DAutoencoder(module.layer_config, linear=module.linear)
+    bank = [_read(one, read.within(f"ae_channel_{c}"), 1) for c in range(channels)]
+    return {"channels": jax.tree.map(lambda *arrays: np.stack(arrays), *bank)}
+
+
+def _beta_vae(module: ae.BetaVAEConv2D, read: _Reader, inputs: int | None) -> Params:
+    encoder, decoder = _halves(module, read, inputs)
+    size = _any_size(layers.Linear, read.within("enc_dense"))
+
+    def dense(name: str, inputs: int, outputs: int) -> Params:
+        return _read(layers.Linear(outputs), read.within(name), inputs)
+
+    posterior = {"encoder": encoder, "hidden": dense("enc_dense", size, size)}
+    posterior["moments"] = dense("hidden_dense", size, size // 2 * 2)
+    return {
+        "posterior": posterior,
+        "generator": {"dense": dense("dec_dense", size // 2, size), "decoder": decoder},
+    }
+
+
 _READERS: dict[type[nn.Module], Callable[[Any, _Reader, int | None], Params]] = {
     layers.Linear: _linear,
     layers.NoisyLinear: _noisy_linear,
@@ -222,4 +291,9 @@ _READERS: dict[type[nn.Module], Callable[[Any, _Reader, int | None], Params]] = 
     networks.DenseAACNetwork: _dense_aac_network,
     networks.DenseRPNetwork: _dense_rp_network,
     networks.DuellingPCNetwork: _duelling_pc_network,
+    ae.Conv2DEncoder: _encoder,
+    ae.Conv2DDecoder: _decoder,
+    ae.Conv2DAutoencoder: _autoencoder,
+    ae.ChannelWiseConv2DAutoencoder: _channel_wise,
+    ae.BetaVAEConv2D: _beta_vae,
 }
