@@ -1,4 +1,8 @@
-"""Returns and advantages against rlax's, which take one sequence and are vmapped over the batch."""
+"""Returns and advantages against rlax's, which take one sequence and are vmapped over the batch.
+
+Both sides start from what a rollout holds, rewards, values and flags, and are called many times in one compiled
+program, as in a train step: called one by one, the dispatch of a call costs more than its work.
+"""
 
 from __future__ import annotations
 
@@ -25,74 +29,90 @@ class Inputs:
         self.next_values = targets.next_values(self.values, self.last_value)
         self.terminated = jax.random.bernoulli(keys[3], 0.1, (T, B))
         self.never = jnp.zeros((T, B), bool)
-        self.discounts = jnp.where(self.terminated, 0.0, 0.99)
         self.log_ratios = 0.1 * jax.random.normal(keys[4], (T, B))
 
 
+CALLS = 100
+
+
 def program(function: Callable[..., Any], *arguments: Array) -> Program:
-    return partial(jax.jit(function), *arguments)
+    """`CALLS` calls of `function`, each with arguments of its own."""
+    stacked = [jnp.stack([x] * CALLS) for x in arguments]
+    return partial(jax.jit(lambda *calls: jax.lax.map(lambda call: function(*call), calls)), *stacked)
 
 
 def over_batch(function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.vmap(function, in_axes=1, out_axes=1)
 
 
+def discounts(terminated: Array) -> Array:
+    return jnp.where(terminated, 0.0, 0.99)
+
+
 def lambda_returns(T: int, B: int) -> tuple[Program, Program]:
     x = Inputs(T, B)
+
+    def peer(rewards: Array, following: Array, terminated: Array, truncated: Array) -> Array:
+        mix = jnp.where(truncated, 0.0, 0.95)
+        return over_batch(rlax.lambda_returns)(rewards, discounts(terminated), following, mix)
+
     ours = partial(targets.lambda_returns, discount=0.99, lambda_=0.95)
-    peer = over_batch(partial(rlax.lambda_returns, lambda_=0.95))
-    return (
-        program(ours, x.rewards, x.next_values, x.terminated, x.never),
-        program(peer, x.rewards, x.discounts, x.next_values),
-    )
+    arguments = (x.rewards, x.next_values, x.terminated, x.never)
+    return program(ours, *arguments), program(peer, *arguments)
 
 
 def n_step_returns(T: int, B: int, n: int = 5) -> tuple[Program, Program]:
     x = Inputs(T, B)
-    ours = partial(targets.n_step_returns, discount=0.99, n=n)
-    peer = over_batch(partial(rlax.n_step_bootstrapped_returns, n=n))
-    return (
-        program(ours, x.rewards, x.next_values, x.terminated, x.never),
-        program(peer, x.rewards, x.discounts, x.next_values),
-    )
+
+    def ours(rewards: Array, following: Array, terminated: Array) -> Array:
+        never = jnp.zeros_like(terminated)  # rlax's knows no time limits
+        return targets.n_step_returns(rewards, following, terminated, never, discount=0.99, n=n)
+
+    def peer(rewards: Array, following: Array, terminated: Array) -> Array:
+        sequence = partial(rlax.n_step_bootstrapped_returns, n=n)
+        return over_batch(sequence)(rewards, discounts(terminated), following)
+
+    arguments = (x.rewards, x.next_values, x.terminated)
+    return program(ours, *arguments), program(peer, *arguments)
 
 
 def gae(T: int, B: int) -> tuple[Program, Program]:
     x = Inputs(T, B)
 
-    def peer(rewards: Array, discounts: Array, values: Array, last_value: Array) -> tuple[Array, Array]:
+    def ours(rewards: Array, values: Array, last_value: Array, terminated: Array) -> tuple[Array, Array]:
+        never = jnp.zeros_like(terminated)  # rlax's knows no time limits
+        following = targets.next_values(values, last_value)
+        return targets.gae(rewards, values, following, terminated, never, discount=0.99, lambda_=0.95)
+
+    def peer(rewards: Array, values: Array, last_value: Array, terminated: Array) -> tuple[Array, Array]:
         sequence = partial(rlax.truncated_generalized_advantage_estimation, lambda_=0.95)
         values_to_end = jnp.concatenate([values, last_value[None]])
         advantages = jax.vmap(lambda r, d, v: sequence(r_t=r, discount_t=d, values=v), in_axes=1, out_axes=1)(
-            rewards, discounts, values_to_end
+            rewards, discounts(terminated), values_to_end
         )
         return advantages, advantages + values
 
-    def ours(
-        rewards: Array, values: Array, last_value: Array, terminated: Array, truncated: Array
-    ) -> tuple[Array, Array]:
-        following = targets.next_values(values, last_value)
-        return targets.gae(rewards, values, following, terminated, truncated, discount=0.99, lambda_=0.95)
-
-    return (
-        program(ours, x.rewards, x.values, x.last_value, x.terminated, x.never),
-        program(peer, x.rewards, x.discounts, x.values, x.last_value),
-    )
+    arguments = (x.rewards, x.values, x.last_value, x.terminated)
+    return program(ours, *arguments), program(peer, *arguments)
 
 
 def vtrace(T: int, B: int) -> tuple[Program, Program]:
     x = Inputs(T, B)
-    ours = partial(targets.vtrace, discount=0.99)
 
-    @over_batch
-    def peer(values: Array, following: Array, rewards: Array, discounts: Array, log_ratios: Array) -> Any:
-        out = rlax.vtrace_td_error_and_advantage(values, following, rewards, discounts, jnp.exp(log_ratios))
+    def ours(
+        log_ratios: Array, rewards: Array, values: Array, following: Array, terminated: Array
+    ) -> tuple[Array, Array]:
+        never = jnp.zeros_like(terminated)  # rlax's knows no time limits
+        return targets.vtrace(log_ratios, rewards, values, following, terminated, never, discount=0.99)
+
+    def peer(log_ratios: Array, rewards: Array, values: Array, following: Array, terminated: Array) -> Any:
+        out = over_batch(rlax.vtrace_td_error_and_advantage)(
+            values, following, rewards, discounts(terminated), jnp.exp(log_ratios)
+        )
         return out.errors + values, out.pg_advantage
 
-    return (
-        program(ours, x.log_ratios, x.rewards, x.values, x.next_values, x.terminated, x.never),
-        program(peer, x.values, x.next_values, x.rewards, x.discounts, x.log_ratios),
-    )
+    arguments = (x.log_ratios, x.rewards, x.values, x.next_values, x.terminated)
+    return program(ours, *arguments), program(peer, *arguments)
 
 
 CASES = tuple(

@@ -175,12 +175,16 @@ def lambda_returns(
     """
     _check_steps(rewards, next_values, terminated, truncated)
     next_values = _float32(next_values)
-    discounts = _discounts(discount, terminated)
-    mix = _carried(lambda_, truncated)
-    returns = _accumulate(
-        _float32(rewards) + discounts * (1.0 - mix) * next_values, discounts * mix, next_values[-1]
-    )
-    return jax.lax.stop_gradient(returns)
+    discounts = jnp.broadcast_to(_discounts(discount, terminated), rewards.shape)
+    mix = jnp.broadcast_to(_carried(lambda_, truncated), rewards.shape)
+
+    def step(returns: Array, now: tuple[Array, ...]) -> tuple[Array, Array]:
+        reward, discount, mix, next_value = now
+        returns = reward + discount * ((1.0 - mix) * next_value + mix * returns)
+        return returns, returns
+
+    steps = (_float32(rewards), discounts, mix, next_values)
+    return jax.lax.stop_gradient(jax.lax.scan(step, next_values[-1], steps, reverse=True)[1])
 
 
 def gae(
@@ -195,7 +199,7 @@ def gae(
 ) -> tuple[Array, Array]:
     """Generalised advantage estimation, `A_t = delta_t + discount lambda A_{t+1}`.
 
-    Here `delta_t = r_t + discount V(s_{t+1}) - V(s_t)`.
+    Here `delta_t = r_t + discount V(s_{t+1}) - V(s_t)`; it is the lambda-return minus `V(s_t)`.
 
     Source: Schulman et al. 2016, "High-Dimensional Continuous Control Using Generalized Advantage
     Estimation", equation 16.
@@ -210,7 +214,7 @@ def gae(
       lambda_: 0 gives the one-step error, 1 the Monte-Carlo advantage; a scalar or `[T, ...]`.
 
     Returns:
-      Advantages and returns (advantages + values), both float32 `[T, ...]`.
+      Advantages and lambda-returns (advantages + values), both float32 `[T, ...]`.
 
     Raises:
       ValueError: if shapes do not match.
@@ -220,13 +224,10 @@ def gae(
     >>> advantages, returns
     (Array([0.75, 0.5 ], dtype=float32), Array([1.75, 1.5 ], dtype=float32))
     """
-    _check_steps(rewards, next_values, terminated, truncated)
     _check("values", values, rewards)
-    values = _float32(values)
-    discounts = _discounts(discount, terminated)
-    errors = _float32(rewards) + discounts * _float32(next_values) - values
-    advantages = _accumulate(errors, discounts * _carried(lambda_, truncated), jnp.zeros_like(errors[-1]))
-    return jax.lax.stop_gradient((advantages, advantages + values))
+    returns = lambda_returns(rewards, next_values, terminated, truncated, discount=discount, lambda_=lambda_)
+    values = jax.lax.stop_gradient(_float32(values))
+    return returns - values, returns
 
 
 def vtrace(
@@ -279,7 +280,13 @@ def vtrace(
     carried = _carried(lambda_, truncated) * jnp.minimum(ratios, clip_c)
     discounts = _discounts(discount, terminated)
     errors = rhos * (rewards + discounts * next_values - values)
-    targets = values + _accumulate(errors, discounts * carried, jnp.zeros_like(errors[-1]))
+
+    def step(correction: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        correction = now[0] + now[1] * correction
+        return correction, correction
+
+    steps = (errors, discounts * carried)
+    targets = values + jax.lax.scan(step, jnp.zeros_like(errors[-1]), steps, reverse=True)[1]
     following = jnp.concatenate([targets[1:], next_values[-1:]])
     following = jnp.where(truncated, next_values, following)
     return jax.lax.stop_gradient((targets, rhos * (rewards + discounts * following - values)))
@@ -333,16 +340,6 @@ def reward_class(rewards: Array, threshold: ArrayLike = 0.0) -> Array:
     """
     rewards = _float32(rewards)
     return jnp.where(rewards > threshold, 1, jnp.where(-rewards > threshold, 2, 0)).astype(jnp.int32)
-
-
-def _accumulate(x: Array, decay: Array, last: Array) -> Array:
-    """`y_t = x_t + decay_t y_{t+1}` with `y_T = last`."""
-
-    def step(y: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-        y = now[0] + now[1] * y
-        return y, y
-
-    return jax.lax.scan(step, last, (x, decay), reverse=True)[1]
 
 
 def _discounts(discount: ArrayLike, terminated: Array) -> Array:

@@ -217,9 +217,8 @@ def _go(
             recorder.flush()
         if checkpoints.latest() != update:
             checkpoints.save(update, state)
-        return RunResult(
-            folder, run, state, update * config.steps_per_update, recorder.seconds(), stop.signum
-        )
+        # The recorded time: a resumed run counts on from it, and saving is not training.
+        return RunResult(folder, run, state, update * config.steps_per_update, recorder.recorded, stop.signum)
 
 
 class _Recorder:
@@ -230,6 +229,7 @@ class _Recorder:
         self._first = self._update = update
         self._started = self._now = time.monotonic()
         self._kept: tuple[int, Means] | None = None
+        self.recorded = writer.seconds  # of training, up to the last record
 
     def seconds(self) -> float:
         """Of training in all sessions of the run."""
@@ -252,7 +252,8 @@ class _Recorder:
         mean_rate = size * (update - self._first) / (now - self._started)
         self._update, self._now = update, now
         metrics["steps_per_second"] = rate
-        self._writer.write(size * update, self.seconds(), metrics)
+        self.recorded = self.seconds()
+        self._writer.write(size * update, self.recorded, metrics)
         total = size * self._config.num_updates
         self._reporter.update(
             Progress(
@@ -260,7 +261,7 @@ class _Recorder:
                 total=total,
                 steps_per_second=rate,
                 episode_return=metrics.get("episode_return", math.nan),
-                seconds=self.seconds(),
+                seconds=self.recorded,
                 left=(total - size * update) / mean_rate,
             )
         )

@@ -132,6 +132,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(straight, tmp_path, signum,
     stopped = start(tmp_path / "run", reporter=reporter)
     assert stopped.stopped == signum
     assert 3 <= stopped.steps // 8 < UPDATES
+    assert stopped.seconds == pytest.approx(read_metrics(stopped.folder)["seconds"][-1])
     assert any("stopping" in note for note in reporter.notes)
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
 
