@@ -1,0 +1,22 @@
+"""Time series: read from files and from installed packages, generated, split in time and cut into windows.
+
+Knows nothing of agents, environments or the folders of runs.
+"""
+
+from btnn_jax.data.installed import INSTALLED, load_installed
+from btnn_jax.data.series import Gap, Series, gaps, load_csv
+from btnn_jax.data.windows import Scale, fit_scale, log_returns, split, windows
+
+__all__ = [
+    "INSTALLED",
+    "Gap",
+    "Scale",
+    "Series",
+    "fit_scale",
+    "gaps",
+    "load_csv",
+    "load_installed",
+    "log_returns",
+    "split",
+    "windows",
+]
