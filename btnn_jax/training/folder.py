@@ -44,26 +44,30 @@ class Run:
 
 
 def create_run(folder: Folder, run: Run) -> pathlib.Path:
-    """Makes `folder` the folder of `run` and writes its `config.json`.
+    """Makes `folder` the folder of `run`; see `create_folder`."""
+    environment = {"name": run.env, "params": dict(run.env_params)}
+    return create_folder(
+        folder, {"environment": environment, "config": run.config.to_dict(), "seed": run.seed}
+    )
+
+
+def create_folder(folder: Folder, settings: Mapping[str, Any]) -> pathlib.Path:
+    """Makes `folder` that of a new run and writes its `config.json`: the settings, versions and the device.
 
     Raises:
-      RunError: the folder already holds a run or other files, it cannot be written, or the run's parameters
-        cannot be kept as JSON.
+      RunError: the folder already holds a run or other files, it cannot be written, or the settings cannot be
+        kept as JSON.
     """
     path = pathlib.Path(folder)
     content = {
-        "environment": {"name": run.env, "params": dict(run.env_params)},
-        "config": run.config.to_dict(),
-        "seed": run.seed,
+        **settings,
         "versions": {name: _version(name) for name in ("btnn-jax", "jax", "flax", "optax")},
         "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
     }
     try:
         text = _json(content)
     except (TypeError, ValueError) as error:
-        raise RunError(
-            f"the parameters {dict(run.env_params)} of {run.env} cannot be written down: {first_line(error)}"
-        ) from error
+        raise RunError(f"the run's settings cannot be written down: {first_line(error)}") from error
     try:
         _check_free(path)
         path.mkdir(parents=True, exist_ok=True)
@@ -83,7 +87,28 @@ def _check_free(path: pathlib.Path) -> None:
 
 
 def read_run(folder: Folder) -> Run:
-    """The run whose folder this is.
+    """The run of an agent whose folder this is.
+
+    Raises:
+      RunError: there is no such folder, or it is not one of an agent's run.
+    """
+    settings = read_settings(folder)
+    try:
+        environment = settings["environment"]
+        return Run(
+            env=environment["name"],
+            env_params=environment["params"],
+            config=UnrealConfig.from_dict(settings["config"]),
+            seed=settings["seed"],
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunError(
+            f"{pathlib.Path(folder) / CONFIG} does not describe a run of an agent: {error}"
+        ) from error
+
+
+def read_settings(folder: Folder) -> dict[str, Any]:
+    """What `create_folder` wrote.
 
     Raises:
       RunError: there is no such folder, or it is not a run's.
@@ -94,16 +119,12 @@ def read_run(folder: Folder) -> Run:
     if not (path / CONFIG).is_file():
         raise RunError(f"{path} is not a run's folder: it has no {CONFIG}")
     try:
-        fields = json.loads((path / CONFIG).read_text())
-        environment = fields["environment"]
-        return Run(
-            env=environment["name"],
-            env_params=environment["params"],
-            config=UnrealConfig.from_dict(fields["config"]),
-            seed=fields["seed"],
-        )
-    except (ValueError, TypeError, KeyError) as error:
+        settings = json.loads((path / CONFIG).read_text())
+        if not isinstance(settings, dict):
+            raise ValueError(f"it holds {type(settings).__name__}")
+    except ValueError as error:
         raise RunError(f"{path / CONFIG} does not describe a run: {error}") from error
+    return settings
 
 
 def first_line(error: Exception) -> str:

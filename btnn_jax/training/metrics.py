@@ -15,7 +15,8 @@ import numpy as np
 from btnn_jax.extras import import_extra
 from btnn_jax.training.folder import EVENTS, METRICS, Folder, RunError, write_text
 
-LATEST = ("skipped", "learning_rate")  # a running count and a schedule: their mean says nothing
+# Running counts, schedules, and what was measured at the end: their mean says nothing.
+LATEST = ("skipped", "learning_rate", "beta", "validation_loss", "validation_kl")
 OF_EPISODES = ("episode_return", "episode_length")  # undefined until an episode has finished
 
 
@@ -35,7 +36,7 @@ def no_means(metrics: Any) -> Means:
 
 def add_metrics(means: Means, metrics: dict[str, jax.Array]) -> Means:
     """The means of one more update; pure."""
-    finished = (metrics["episode_length"] > 0).astype(jnp.int32)
+    finished = jnp.asarray(metrics.get("episode_length", 0) > 0, jnp.int32)
     return Means(
         {name: x if name in LATEST else means.total[name] + x for name, x in metrics.items()},
         means.updates + 1,
@@ -59,7 +60,7 @@ class MetricsWriter:
 
     Args:
       folder: the run's.
-      resume_from: environment steps to go on from: later records, of a run that was killed, are dropped.
+      resume_from: steps to go on from: later records, of a run that was killed, are dropped.
 
     Attributes:
       seconds: of training up to `resume_from`.
@@ -85,7 +86,7 @@ class MetricsWriter:
         """Appends one record.
 
         Args:
-          steps: environment steps so far.
+          steps: so far.
           seconds: of training so far.
           metrics: name -> value; a value that is not finite becomes null.
         """

@@ -13,10 +13,10 @@ from btnn_jax.extras import import_extra
 class Progress(NamedTuple):
     """How far a run is."""
 
-    steps: int  # environment steps so far
-    total: int  # environment steps of the whole run
+    steps: int  # so far
+    total: int  # steps of the whole run
     steps_per_second: float  # of late; 0 until the first update
-    episode_return: float  # NaN until an episode has finished
+    result: str  # how well it goes, in a few words
     seconds: float  # of training so far
     left: float  # seconds that the rest will take; NaN when not known yet
 
@@ -128,19 +128,18 @@ def make_reporter() -> Reporter:
 def progress_line(progress: Progress) -> str:
     """One line about a run's progress.
 
-    >>> progress_line(Progress(250_000, 1_000_000, 2500.0, 3.25, 100.0, 300.0))
+    >>> progress_line(Progress(250_000, 1_000_000, 2500.0, "return 3.25", 100.0, 300.0))
     ' 25%  250k/1M steps  2,500 steps/s  return 3.25  0:01:40, 0:05:00 left'
     """
     return f"{100 * progress.steps // progress.total:3d}%  " + "  ".join(progress_words(progress))
 
 
 def progress_words(progress: Progress) -> tuple[str, str, str, str]:
-    """Steps, speed, return and times of `progress`, each as a few words."""
-    episode_return = "-" if math.isnan(progress.episode_return) else f"{progress.episode_return:.2f}"
+    """Steps, speed, result and times of `progress`, each as a few words."""
     return (
         f"{short(progress.steps)}/{short(progress.total)} steps",
         f"{progress.steps_per_second:,.0f} steps/s",
-        f"return {episode_return}",
+        progress.result,
         f"{clock(progress.seconds)}, {clock(progress.left)} left",
     )
 

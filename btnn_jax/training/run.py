@@ -6,17 +6,10 @@
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import datetime
-import math
 import pathlib
 import re
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -24,15 +17,11 @@ import jax
 from btnn_jax import envs
 from btnn_jax.envs.base import Environment
 from btnn_jax.policies import UnrealPolicy
-from btnn_jax.training.checkpoint import Checkpoints
 from btnn_jax.training.config import UnrealConfig
-from btnn_jax.training.folder import CHECKPOINTS, Folder, Run, RunError, create_run, first_line, read_run
-from btnn_jax.training.metrics import Means, MetricsWriter, add_metrics, no_means, read_means, read_metrics
-from btnn_jax.training.progress import Progress, Reporter, make_reporter, short
+from btnn_jax.training.folder import Folder, Run, RunError, create_run, first_line, read_run
+from btnn_jax.training.loop import Program, run_loop
+from btnn_jax.training.progress import Reporter, make_reporter
 from btnn_jax.training.unreal import TrainState, make_unreal, make_unreal_policy
-
-# Updates that the device may lag behind the host: enough to keep it busy, few enough to stop soon.
-_IN_FLIGHT = 2
 
 
 class RunResult(NamedTuple):
@@ -83,7 +72,7 @@ def train(
     run = Run(env, config, seed, dict(env_params or {}))
     agent = make_agent(run)  # before the folder: what cannot be run leaves none
     path = create_run(folder if folder is not None else default_folder(run), run)
-    return _go(path, run, agent, reporter or make_reporter(), 60 * checkpoint_minutes, keep, log_seconds)
+    return _go(path, run, agent, reporter, checkpoint_minutes, keep, log_seconds)
 
 
 def resume(
@@ -101,7 +90,7 @@ def resume(
     """
     path, run = pathlib.Path(folder), read_run(folder)
     agent = make_agent(run)
-    return _go(path, run, agent, reporter or make_reporter(), 60 * checkpoint_minutes, keep, log_seconds)
+    return _go(path, run, agent, reporter, checkpoint_minutes, keep, log_seconds)
 
 
 def default_folder(run: Run) -> pathlib.Path:
@@ -163,155 +152,32 @@ def _go(
     folder: pathlib.Path,
     run: Run,
     agent: Agent,
-    reporter: Reporter,
-    checkpoint_seconds: float,
+    reporter: Reporter | None,
+    checkpoint_minutes: float,
     keep: int,
     log_seconds: float,
 ) -> RunResult:
-    """Trains from the newest checkpoint, or from the start, to the end or to a signal."""
-    config = run.config
-    with contextlib.ExitStack() as stack:
-        stack.callback(reporter.close)
-        checkpoints = stack.enter_context(Checkpoints(folder / CHECKPOINTS, keep=keep))
-        newest = checkpoints.latest()
-        start = newest or 0
-        steps = start * config.steps_per_update
-        reporter.note(f"{run.title}, seed {run.seed}, in {folder}")
-        if newest is None:
-            state = jax.jit(agent.init)(jax.random.key(run.seed))
-            checkpoints.save(0, state)
-        else:
-            state = checkpoints.restore(agent.state)
-            reporter.note(f"resumed at {short(steps)} steps")
-        if start >= config.num_updates:  # opening the metrics would touch them
-            seconds = read_metrics(folder).get("seconds", [0.0])[-1]
-            return RunResult(folder, run, state, steps, float(seconds), None)
-
-        writer = stack.enter_context(MetricsWriter(folder, resume_from=steps))
-        step, nothing = _compile(agent, reporter)
-        stop = stack.enter_context(_signals())
-        recorder = _Recorder(config, writer, reporter, start)
-        update, saved, logged = start, time.monotonic(), time.monotonic()
-        means = nothing
-        in_flight: collections.deque[jax.Array] = collections.deque()
-        while update < config.num_updates and stop.signum is None:
-            state, means = step(state, means)
-            update += 1
-            in_flight.append(means.updates)
-            recorder.flush()  # now that the device has the next update to do
-            if len(in_flight) > _IN_FLIGHT:
-                in_flight.popleft().block_until_ready()
-            now = time.monotonic()
-            if now >= logged + log_seconds:
-                recorder.keep(update, means)
-                means, logged = nothing, now
-            if now >= saved + checkpoint_seconds:
-                checkpoints.save(update, state)
-                saved = time.monotonic()
-        if stop.signum is not None:
-            reporter.close()
-            reporter.note("stopping with a checkpoint; once more to abort at once")
-        recorder.flush()
-        if means is not nothing:
-            recorder.keep(update, means)
-            recorder.flush()
-        if checkpoints.latest() != update:
-            checkpoints.save(update, state)
-        # The recorded time: a resumed run counts on from it, and saving is not training.
-        return RunResult(folder, run, state, update * config.steps_per_update, recorder.recorded, stop.signum)
+    program = Program(
+        title=run.title,
+        init=agent.init,
+        step=agent.step,
+        state=agent.state,
+        metrics=agent.metrics,
+        num_updates=run.config.num_updates,
+        steps_per_update=run.config.steps_per_update,
+        result=_result,
+    )
+    state, steps, seconds, stopped = run_loop(
+        folder,
+        program,
+        seed=run.seed,
+        reporter=reporter or make_reporter(),
+        checkpoint_seconds=60 * checkpoint_minutes,
+        keep=keep,
+        log_seconds=log_seconds,
+    )
+    return RunResult(folder, run, state, steps, seconds, stopped)
 
 
-class _Recorder:
-    """Hands means on to the files and the display, with the time they took."""
-
-    def __init__(self, config: UnrealConfig, writer: MetricsWriter, reporter: Reporter, update: int) -> None:
-        self._config, self._writer, self._reporter = config, writer, reporter
-        self._first = self._update = update
-        self._started = self._now = time.monotonic()
-        self._kept: tuple[int, Means] | None = None
-        self.recorded = writer.seconds  # of training, up to the last record
-
-    def seconds(self) -> float:
-        """Of training in all sessions of the run."""
-        return self._writer.seconds + time.monotonic() - self._started
-
-    def keep(self, update: int, means: Means) -> None:
-        """Takes the means of the updates up to `update`, which may still be under way."""
-        self._kept = update, means
-
-    def flush(self) -> None:
-        """Records what has been kept; waits for it."""
-        if self._kept is None:
-            return
-        update, means = self._kept
-        self._kept = None
-        metrics = read_means(means)
-        now = time.monotonic()
-        size = self._config.steps_per_update
-        rate = size * (update - self._update) / (now - self._now)
-        mean_rate = size * (update - self._first) / (now - self._started)
-        self._update, self._now = update, now
-        metrics["steps_per_second"] = rate
-        self.recorded = self.seconds()
-        self._writer.write(size * update, self.recorded, metrics)
-        total = size * self._config.num_updates
-        self._reporter.update(
-            Progress(
-                steps=size * update,
-                total=total,
-                steps_per_second=rate,
-                episode_return=metrics.get("episode_return", math.nan),
-                seconds=self.recorded,
-                left=(total - size * update) / mean_rate,
-            )
-        )
-
-
-def _compile(
-    agent: Agent, reporter: Reporter
-) -> tuple[Callable[[TrainState, Means], tuple[TrainState, Means]], Means]:
-    """The train step that adds its metrics up, compiled ahead of time, and the empty means to start from."""
-    reporter.note("compiling the train step ...")
-    started = time.monotonic()
-
-    def step(state: TrainState, means: Means) -> tuple[TrainState, Means]:
-        state, metrics = agent.step(state)
-        return state, add_metrics(means, metrics)
-
-    nothing = no_means(agent.metrics)
-    compiled = jax.jit(step, donate_argnums=0).lower(agent.state, nothing).compile()
-    reporter.note(f"compiled in {time.monotonic() - started:.1f} s")
-    return compiled, nothing
-
-
-@dataclass
-class _Stop:
-    signum: int | None = None
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[_Stop]:
-    """Turns the first SIGINT or SIGTERM into a request to stop; the second goes to whoever had it before."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread gets signals
-        return
-    before = {
-        signum: signal.getsignal(signum) or signal.SIG_DFL for signum in (signal.SIGINT, signal.SIGTERM)
-    }
-
-    def restore() -> None:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-    def handle(signum: int, frame: Any) -> None:
-        del frame
-        stop.signum = signum
-        restore()
-
-    for signum in before:
-        signal.signal(signum, handle)
-    try:
-        yield stop
-    finally:
-        restore()
+def _result(metrics: dict[str, float]) -> str:
+    return f"return {metrics['episode_return']:.2f}" if "episode_return" in metrics else "return -"

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from btnn_jax.training import run as loop
+from btnn_jax.training import loop
+from btnn_jax.training import run as runs
 from btnn_jax.training.checkpoint import Checkpoints
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.folder import Run, RunError, create_run, read_run
@@ -42,7 +43,7 @@ TINY = UnrealConfig(
 def compile_once():
     """All runs here have one configuration: hands the first one's agent and executable on to the others."""
     patch = pytest.MonkeyPatch()
-    compiled, make_agent, compile_step = {}, loop.make_agent, loop._compile
+    compiled, make_agent, compile_step = {}, runs.make_agent, loop._compile
 
     def cached_agent(run):
         key = repr(dataclasses.replace(run, seed=0))
@@ -50,12 +51,12 @@ def compile_once():
             compiled[key] = make_agent(run)
         return compiled[key]
 
-    def cached_compile(agent, reporter):
-        if id(agent) not in compiled:
-            compiled[id(agent)] = compile_step(agent, reporter)
-        return compiled[id(agent)]
+    def cached_compile(program, reporter):
+        if id(program.step) not in compiled:
+            compiled[id(program.step)] = compile_step(program, reporter)
+        return compiled[id(program.step)]
 
-    patch.setattr(loop, "make_agent", cached_agent)
+    patch.setattr(runs, "make_agent", cached_agent)
     patch.setattr(loop, "_compile", cached_compile)
     yield
     patch.undo()
@@ -263,7 +264,7 @@ def test_a_step_that_cannot_be_traced_leaves_no_folder(tmp_path, monkeypatch):
 
         return make_unreal(config, env, policy=policy)[0], step
 
-    monkeypatch.setattr(loop, "make_unreal", make_broken)
+    monkeypatch.setattr(runs, "make_unreal", make_broken)
     config = dataclasses.replace(TINY, hidden=(3,))  # not one that the other tests share
     with pytest.raises(RunError, match=r"with this configuration: no such step$"):
         train("probe-memory", config, folder=tmp_path / "run", reporter=Silent())
