@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -13,15 +14,16 @@ from rejax import get_algo
 
 from benchmarks.harness import Case, Program
 from btnn_jax import envs
+from btnn_jax.layers import Conv2D
 from btnn_jax.policies import AgentInput, PolicyOutput
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.unreal import make_unreal, make_unreal_policy
 
 PPO = UnrealConfig(
-    num_envs=64, rollout_length=128, epochs=4, minibatches=8, hidden=(128,), lstm=(), noisy=False,
+    num_envs=64, rollout_length=128, epochs=4, minibatches=8,
     pc_weight=0, vr_weight=0, rp_weight=0,
 )  # fmt: skip
-TORSO = dataclasses.replace(PPO, rollout_length=32, num_filters=(16, 32))
+SHORT = dataclasses.replace(PPO, rollout_length=32)  # nn.Conv would take a minute for more
 UNREAL = UnrealConfig()
 
 
@@ -42,10 +44,12 @@ class TwoMLPs(nn.Module):
     @nn.compact
     def __call__(self, inputs: AgentInput, state: tuple, *, deterministic: bool = False) -> Any:
         """The agent's answers."""
-        x = inputs.observation.astype(jnp.float32).reshape(*inputs.reset.shape, -1)
+        rows = inputs.reset.shape
+        x = inputs.observation.astype(jnp.float32).reshape(math.prod(rows), -1)  # as rejax's sees it
         actor = nn.swish(nn.Dense(64)(nn.swish(nn.Dense(64)(x))))
         critic = nn.swish(nn.Dense(64)(nn.swish(nn.Dense(64)(x))))
-        return PolicyOutput(nn.Dense(self.action_depths)(actor), nn.Dense(1)(critic)[..., 0], actor), state
+        logits = nn.Dense(self.action_depths)(actor).reshape(*rows, -1)
+        return PolicyOutput(logits, nn.Dense(1)(critic).reshape(rows), actor), state
 
 
 class FlaxConv(nn.Module):
@@ -62,6 +66,33 @@ class FlaxConv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Convolves."""
         return nn.Conv(self.num_filters, self.filter_size, self.stride, self.pad)(x)
+
+
+class TwoConvolutions(nn.Module):
+    """VALID convolutions of 16 and 32 filters, 3x3, and a dense layer of 128, with ReLUs, as a policy of ours."""
+
+    action_depths: int
+    conv: type[nn.Module]
+
+    @nn.nowrap
+    def initial_state(self, batch_size: int) -> tuple:
+        """No memory."""
+        return ()
+
+    def init_heads(self, inputs: AgentInput, state: tuple, frames: int) -> None:
+        """Touches every parameter once."""
+        self(inputs, state)
+
+    @nn.compact
+    def __call__(self, inputs: AgentInput, state: tuple, *, deterministic: bool = False) -> Any:
+        """The agent's answers."""
+        rows = inputs.reset.shape
+        x = inputs.observation.astype(jnp.float32)
+        x = x.reshape(math.prod(rows), *x.shape[len(rows) :])
+        x = nn.relu(self.conv(32, pad="VALID")(nn.relu(self.conv(16, pad="VALID")(x))))
+        x = nn.relu(nn.Dense(128)(x.reshape(math.prod(rows), -1)))
+        logits = nn.Dense(self.action_depths)(x).reshape(*rows, -1)
+        return PolicyOutput(logits, nn.Dense(1)(x).reshape(rows), x), state
 
 
 class FlaxLSTM(nn.Module):
@@ -130,12 +161,16 @@ def against_rejax() -> tuple[Program, Program]:
     return ours(PPO, TwoMLPs(env.num_actions)), rejax
 
 
-def against_flax(config: UnrealConfig) -> tuple[Program, Program]:
-    """The same loop with `nn.Conv`, and flax's LSTM where there is one."""
-    policy = make_unreal_policy(config, envs.make("Breakout-MinAtar"), conv_layer=FlaxConv)
-    if config.lstm:
-        policy = policy.clone(core=FlaxLSTM(*config.lstm))
-    return ours(config), ours(config, policy)
+def against_conv() -> tuple[Program, Program]:
+    """The same loop and network with our convolution and with flax's."""
+    depths = envs.make("Breakout-MinAtar").action_depths
+    return ours(SHORT, TwoConvolutions(depths, Conv2D)), ours(SHORT, TwoConvolutions(depths, FlaxConv))
+
+
+def unreal_against_flax() -> tuple[Program, Program]:
+    """The same loop with `nn.Conv` and flax's LSTM."""
+    policy = make_unreal_policy(UNREAL, envs.make("Breakout-MinAtar"), conv_layer=FlaxConv)
+    return ours(UNREAL), ours(UNREAL, policy.clone(core=FlaxLSTM(*UNREAL.lstm)))
 
 
 def _size(config: UnrealConfig) -> str:
@@ -144,10 +179,10 @@ def _size(config: UnrealConfig) -> str:
 
 CASES = (
     Case(f"PPO step, two MLPs of 64 and 64, Breakout-MinAtar, {_size(PPO)}", "rejax", against_rejax, 1.0),
-    Case(f"PPO step, convolutions (16, 32), {_size(TORSO)}", "nn.Conv", lambda: against_flax(TORSO), 20.0),
+    Case(f"PPO step, convolutions (16, 32), {_size(SHORT)}", "nn.Conv", against_conv, 20.0),
     Case(
         f"UNREAL step, `btnn-jax train`'s defaults, {_size(UNREAL)}",
         "nn.Conv, flax's LSTM",
-        lambda: against_flax(UNREAL),
+        unreal_against_flax,
     ),
 )
