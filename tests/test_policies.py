@@ -6,6 +6,7 @@ import optax
 import pytest
 
 from btnn_jax import categorical
+from btnn_jax.layers import NoisyLinear
 from btnn_jax.networks import pixel_change_2d_estimator
 from btnn_jax.policies import AgentInput, UnrealPolicy, action_distribution, init_params, make_policy
 
@@ -192,3 +193,21 @@ def test_the_gradient_of_a_black_frame_is_finite():
         return jnp.sum(output.value)
 
     assert np.isfinite(optax.tree.norm(jax.grad(loss)(params)))
+
+
+def test_no_two_noisy_layers_share_noise():
+    """With weights of zero and deviations of the biases of one, each layer answers with its own noise."""
+    policy, params = small(IMAGE)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, x: jnp.ones_like(x) if path[-1].key == "bias_sigma" else jnp.zeros_like(x), params
+    )
+    inputs = make_inputs(IMAGE, 4)
+    _, state = policy.apply(
+        {"params": params}, inputs, policy.initial_state(3), 3, rngs={"noise": jax.random.key(0)},
+        method="init_heads", capture_intermediates=lambda module, _: isinstance(module, NoisyLinear),
+        mutable=["intermediates"],
+    )  # fmt: skip
+    noises = [np.unique(x) for x in jax.tree.leaves(state["intermediates"])]
+    assert sorted(len(noise) for noise in noises)[:3] == [1, 3, 4]
+    assert len(noises) == 5
+    assert len(np.unique(np.concatenate(noises))) == sum(map(len, noises))

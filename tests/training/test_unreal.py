@@ -67,6 +67,28 @@ def test_at_unchanged_parameters_the_ratio_is_one():
     assert run(several, envs.make("probe-memory"), 3)[1]["approx_kl"] > 1e-6
 
 
+def test_minibatches_see_the_noise_that_acted():
+    config = dataclasses.replace(
+        BARE, epochs=3, minibatches=4, learning_rate=1e-30, learning_rate_schedule="constant"
+    )
+    _, metrics = run(config, envs.make("probe-memory"), 3)
+    np.testing.assert_allclose(metrics["approx_kl"], 0.0, atol=1e-6)
+    assert metrics["clip_fraction"] == 0
+
+
+@pytest.mark.parametrize("noisy", [True, False])
+def test_noise_is_new_in_every_update(noisy):
+    """The observation and, all but, the parameters stay the same: what changes is the noise."""
+    config = dataclasses.replace(
+        BARE, noisy=noisy, lstm=(), learning_rate=1e-30, learning_rate_schedule="constant"
+    )
+    init, step = make_unreal(config, envs.make("probe-constant"))
+    step = jax.jit(step)
+    state, first = step(init(jax.random.key(0)))
+    _, second = step(state)
+    assert np.allclose(first["entropy"], second["entropy"], rtol=1e-6) != noisy
+
+
 def test_the_second_call_compiles_nothing_and_keeps_nothing():
     init, step = make_unreal(TINY, envs.make("probe-pixels"))
     state, step = jax.jit(init)(jax.random.key(0)), jax.jit(step, donate_argnums=0)
@@ -154,6 +176,14 @@ def test_the_global_norm_is_bounded():
     np.testing.assert_allclose(optax.tree.norm(first_moment), 0.1 * 0.5, rtol=1e-5)
     # bounded together, not element by element: the direction stays
     np.testing.assert_allclose(first_moment["a"][0] / first_moment["b"][0], -100.0, rtol=1e-5)
+
+
+def test_the_train_step_bounds_the_global_norm():
+    config = dataclasses.replace(BARE, algorithm="a2c", max_grad_norm=1e-4)
+    state, metrics = run(config, envs.make("probe-choice"), 1)
+    assert metrics["gradient_norm"] > 1e-3  # as it was before
+    first_moment = optax.tree.get(state.opt_state, "mu")
+    np.testing.assert_allclose(optax.tree.norm(first_moment), 0.1 * 1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("algorithm", ["a2c", "ppo"])
