@@ -1,4 +1,4 @@
-"""`btnn-jax`: train an agent, evaluate it, plot how it learned.
+"""`btnn-jax`: train an agent or an autoencoder, evaluate it, plot how it learned.
 
 Whatever takes long to import is imported inside of the command that needs it, so that help is there at once.
 """
@@ -6,17 +6,18 @@ Whatever takes long to import is imported inside of the command that needs it, s
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import dataclasses
 import signal
-import sys
 import threading
-import typing
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import Any, TypeVar
 
-from btnn_jax.training.config import ALGORITHMS, SCHEDULES, UnrealConfig
+from btnn_jax import options
+from btnn_jax.options import with_default as _
+from btnn_jax.training.config import AutoencoderConfig, Config, UnrealConfig
+
+_C = TypeVar("_C", bound=Config)
 
 DEFAULT_ENV = "Breakout-MinAtar"
 
@@ -67,17 +68,35 @@ HELP: dict[str, dict[str, str]] = {
 }
 """What every field of `UnrealConfig` is called for on the command line, by topic."""
 
-_OPTIONS = {"total_steps": "--steps"}
-_CHOICES = {"algorithm": ALGORITHMS, "learning_rate_schedule": SCHEDULES}
-
-
-class Parser(argparse.ArgumentParser):
-    """Answers a mistake with one line instead of the whole usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Prints the line and exits with 2."""
-        print(f"btnn-jax: error: {message}", file=sys.stderr)
-        raise SystemExit(2)
+AUTOENCODER_HELP: dict[str, dict[str, str]] = {
+    "examples": {
+        "columns": "columns of a series; none for its bars, or for all but the volume where it has none",
+        "window": "rows of a window of a series",
+        "stride": "rows between the starts of two windows",
+        "frames": "frames of an environment, seen by random actions",
+        "stream": "which of an environment's observation streams; none for the only one",
+        "validation": "fraction of the time, at its end, that nothing is learned from",
+        "embargo": "rows or steps left out before it",
+    },
+    "network": {
+        "kind": "channel_wise has weights for each channel; beta_vae is variational",
+        "layer_config": "filters:size:stride of each layer of the encoder; none chooses by the example's shape",
+        "resize_method": "how the decoder makes features larger",
+        "pad": "of the convolutions",
+    },
+    "loss of a beta_vae": {
+        "beta": "weight of the divergence in nats, beside the likelihood of variance 1",
+        "beta_warmup_steps": "gradient steps in which beta rises linearly from 0",
+    },
+    "optimizer": {
+        "steps": "gradient steps of the whole run; the learning rate falls to 0 there",
+        "batch": "examples of a gradient step",
+        "learning_rate": "Adam's first step size",
+        "max_grad_norm": "bound of the global norm of the gradients",
+        "steps_per_update": "gradient steps between two measurements of the validation part",
+    },
+}
+"""What every field of `AutoencoderConfig` is called for on the command line, by topic."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,12 +105,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     It is 0 for success, 2 for a user's mistake, 128 plus the signal's number where a signal stopped the run.
     """
     parser = make_parser()
-    options = parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
     from btnn_jax.training.folder import RunError
 
     with _plain_interrupt():
         try:
-            return options.command(options)
+            return given.command(given)
         except (RunError, UsageError, ModuleNotFoundError) as error:
             parser.error(str(error))
 
@@ -100,30 +119,32 @@ class UsageError(Exception):
     """The options make no sense together; the message is one line."""
 
 
-def make_parser() -> Parser:
-    """The parser of all commands; `options.command(options)` runs the one that was chosen."""
-    parser = Parser(
+def make_parser() -> options.Parser:
+    """The parser of all commands; `given.command(given)` runs the one that was chosen."""
+    parser = options.Parser(
         prog="btnn-jax",
-        description="Train agents with UNREAL's auxiliary tasks on the device.",
+        description="Train agents with UNREAL's auxiliary tasks, and autoencoders, on the device.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_train(commands)
+    _add_train_ae(commands)
 
     evaluate = commands.add_parser(
         "evaluate",
-        help="play episodes with a trained agent and with a random one",
-        description="Play episodes with the agent of a run's newest checkpoint, and with a random one.",
+        help="play episodes with a trained agent and with a random one, or compare an autoencoder with PCA",
+        description="Play episodes with the agent of a run's newest checkpoint, and with a random one; or measure the "
+        "reconstructions of an autoencoder's run beside those of PCA.",
         allow_abbrev=False,
     )
     evaluate.add_argument("run", metavar="RUN", help="folder of the run")
     evaluate.add_argument(
-        "--episodes", type=_at_least_one, default=128, metavar="N", help=_("of each agent", 128)
+        "--episodes", type=options.at_least_one, default=128, metavar="N", help=_("of each agent", 128)
     )
-    evaluate.add_argument("--seed", type=_seed, default=0, metavar="N", help=_("of the episodes", 0))
+    evaluate.add_argument("--seed", type=options.seed, default=0, metavar="N", help=_("of the episodes", 0))
     evaluate.add_argument(
         "--max-steps",
-        type=_at_least_one,
+        type=options.at_least_one,
         default=10_000,
         metavar="N",
         help=_("where to cut an episode", 10_000),
@@ -132,130 +153,153 @@ def make_parser() -> Parser:
 
     plot = commands.add_parser(
         "plot",
-        help="draw the learning curve and the losses of one or several runs",
-        description="Draw the learning curve, the losses and the learner's vital signs as one PNG.",
+        help="draw the learning curve and the losses of one or several runs, or what an autoencoder does",
+        description="Draw the learning curve, the losses and the learner's vital signs of agents as one PNG, or an "
+        "autoencoder's reconstructions, traversals and kernels as one PNG each.",
         allow_abbrev=False,
     )
     plot.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run; several are drawn together")
-    plot.add_argument("--output", metavar="FILE.png", help="default: curves.png in the (first) run's folder")
+    plot.add_argument(
+        "--output", metavar="FILE.png", help="of agents; default: curves.png in the (first) run's folder"
+    )
     plot.set_defaults(command=_plot)
     return parser
 
 
 def _add_train(commands: Any) -> None:
-    train = commands.add_parser(
-        "train",
-        help="train an agent",
-        usage="btnn-jax train [ENV] [OPTION ...]",
-        description="Train an agent. Ctrl-C ends the run with a checkpoint that --resume goes on from.",
+    train = _add_training(commands, "train", "an agent", "[ENV]", "ENV-ALGORITHM")
+    train.add_argument(
+        "env", metavar="ENV", nargs="?", help=_("environment: a probe, or one of gymnax", DEFAULT_ENV)
+    )
+    train.add_argument(
+        "--evaluate-episodes",
+        type=options.at_least_zero,
+        default=128,
+        metavar="N",
+        help=_("episodes of the evaluation at the end; 0 for none", 128),
+    )
+    options.add_fields(train, UnrealConfig, HELP)
+    train.set_defaults(command=_train)
+
+
+def _add_train_ae(commands: Any) -> None:
+    train = _add_training(commands, "train-ae", "an autoencoder", "--data DATA", "DATA-KIND")
+    train.add_argument(
+        "--data",
+        metavar="DATA",
+        help="a CSV file of prices; eurusd, googl or stocks, which come with packages; or an environment",
+    )
+    options.add_fields(train, AutoencoderConfig, AUTOENCODER_HELP)
+    train.set_defaults(command=_train_ae)
+
+
+def _add_training(commands: Any, name: str, what: str, words: str, folder: str) -> options.Parser:
+    """A command that trains `what`, with the options that all of them have."""
+    train: options.Parser = commands.add_parser(
+        name,
+        help=f"train {what}",
+        usage=f"btnn-jax {name} {words} [OPTION ...]",
+        description=f"Train {what}. Ctrl-C ends the run with a checkpoint that --resume goes on from.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32),
         argument_default=argparse.SUPPRESS,  # what is not given must be known, for --resume
         allow_abbrev=False,
     )
     train.add_argument(
-        "env", metavar="ENV", nargs="?", help=_("environment: a probe, or one of gymnax", DEFAULT_ENV)
-    )
-    train.add_argument(
         "--env-param",
         metavar="NAME=VALUE",
         action="append",
-        type=_assignment,
+        type=options.assignment,
         dest="env_params",
         help="parameter of the environment; may be repeated",
     )
-    train.add_argument("--seed", type=_seed, metavar="N", help=_("the same seed gives the same run", 0))
-    files = train.add_argument_group("run")
-    folder = files.add_mutually_exclusive_group()
-    folder.add_argument(
-        "--run", metavar="FOLDER", help="where to keep it (default: runs/ENV-ALGORITHM-seedN-DATE-TIME)"
+    train.add_argument(
+        "--seed", type=options.seed, metavar="N", help=_("the same seed gives the same run", 0)
     )
-    folder.add_argument("--resume", metavar="RUN", help="go on with this run from its newest checkpoint")
+    files = train.add_argument_group("run")
+    where = files.add_mutually_exclusive_group()
+    where.add_argument(
+        "--run", metavar="FOLDER", help=f"where to keep it (default: runs/{folder}-seedN-DATE-TIME)"
+    )
+    where.add_argument("--resume", metavar="RUN", help="go on with this run from its newest checkpoint")
     files.add_argument(
         "--checkpoint-minutes",
-        type=_positive,
+        type=options.positive,
         default=5.0,
         metavar="X",
         help=_("time between checkpoints; there is always one at the end", 5),
     )
     files.add_argument(
-        "--keep", type=_at_least_one, default=2, metavar="N", help=_("newest checkpoints to keep", 2)
+        "--keep", type=options.at_least_one, default=2, metavar="N", help=_("newest checkpoints to keep", 2)
     )
-    files.add_argument(
-        "--evaluate-episodes",
-        type=_at_least_zero,
-        default=128,
-        metavar="N",
-        help=_("episodes of the evaluation at the end; 0 for none", 128),
-    )
-    types = typing.get_type_hints(UnrealConfig)
-    defaults = {field.name: field.default for field in dataclasses.fields(UnrealConfig)}
-    for title, fields in HELP.items():
-        group = train.add_argument_group(title)
-        for name, text in fields.items():
-            _add_field(group, name, types[name], _(text, defaults[name]))
-    train.set_defaults(command=_train)
+    return train
 
 
-def _add_field(group: Any, name: str, kind: Any, text: str) -> None:
-    """Adds the option of one field of `UnrealConfig`, typed as the field is."""
-    option = _OPTIONS.get(name, "--" + name.replace("_", "-"))
-    optional = type(None) in typing.get_args(kind)
-    if optional:
-        kind = next(part for part in typing.get_args(kind) if part is not type(None))
-    if kind is bool:
-        group.add_argument(option, dest=name, action=argparse.BooleanOptionalAction, help=text)
-        return
-    if name in _CHOICES:
-        group.add_argument(option, dest=name, choices=_CHOICES[name], help=text)
-        return
-    sizes = typing.get_origin(kind) is tuple
-    parsers: dict[Any, Callable[[str], Any]] = {int: _whole, float: _number, str: str}
-    parse = _sizes if sizes else parsers[kind]
-    none: Any = None if optional else ()
-    accepts_none = optional or (sizes and Ellipsis in typing.get_args(kind))
-    metavar = "N,N" if sizes else {int: "N", float: "X", str: "NAME"}[kind]
-    group.add_argument(
-        option, dest=name, type=_or_none(parse, none) if accepts_none else parse, metavar=metavar, help=text
-    )
-
-
-def _train(options: argparse.Namespace) -> int:
-    given = {
-        name: value for name, value in vars(options).items() if name in UnrealConfig.__dataclass_fields__
-    }
-    loop = {"checkpoint_minutes": options.checkpoint_minutes, "keep": options.keep}
-    if "resume" in options:
-        chosen = [_OPTIONS.get(name, "--" + name.replace("_", "-")) for name in given]
-        chosen += [word for name, word in _BEFORE_RUN.items() if name in options]
-        if chosen:
-            raise UsageError(f"--resume goes on with the run as it is; leave out {', '.join(chosen)}")
+def _train(given: argparse.Namespace) -> int:
+    fields, loop = _settings(given, UnrealConfig)
+    if "resume" in given:
         from btnn_jax.training.run import resume
 
-        result = resume(options.resume, **loop)
+        result = resume(given.resume, **loop)
     else:
         from btnn_jax.training.run import train
 
-        env = getattr(options, "env", DEFAULT_ENV)
-        env_params = dict(getattr(options, "env_params", []))
-        if "pc_weight" not in given and not _has_image(env, env_params):
+        env = getattr(given, "env", DEFAULT_ENV)
+        env_params = dict(getattr(given, "env_params", []))
+        if "pc_weight" not in fields and not _has_image(env, env_params):
             print(f"{env} shows no image: no pixel control")
-            given["pc_weight"] = 0.0
-        try:
-            config = UnrealConfig(**given)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        result = train(
-            env,
-            config,
-            seed=getattr(options, "seed", 0),
-            folder=getattr(options, "run", None),
-            env_params=env_params,
-            **loop,
+            fields["pc_weight"] = 0.0
+        result = train(env, _configure(UnrealConfig, fields), **_new_run(given), **loop)
+    return _conclude(result, given.evaluate_episodes)
+
+
+def _train_ae(given: argparse.Namespace) -> int:
+    fields, loop = _settings(given, AutoencoderConfig)
+    from btnn_jax.extras import import_extra
+
+    import_extra("sklearn.decomposition", "comparing with PCA")  # not only after all the training
+    if "resume" in given:
+        from btnn_jax.training.autoencode_run import resume_autoencoder
+
+        result = resume_autoencoder(given.resume, **loop)
+    else:
+        from btnn_jax.training.autoencode_run import train_autoencoder
+
+        if "data" not in given:
+            raise UsageError("the following arguments are required: --data")
+        result = train_autoencoder(
+            given.data, _configure(AutoencoderConfig, fields), **_new_run(given), **loop
         )
-    return _conclude(result, options.evaluate_episodes)
+    return _conclude_ae(result)
 
 
-_BEFORE_RUN = {"env": "ENV", "env_params": "--env-param", "seed": "--seed"}
+def _settings(given: argparse.Namespace, config: type[Config]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of the configuration that were given, and how to run; with --resume there must be none."""
+    known = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    fields = {name: value for name, value in vars(given).items() if name in known}
+    if "resume" in given:
+        chosen = [options.option_of(name) for name in fields]
+        chosen += [word for name, word in _BEFORE_RUN.items() if name in given]
+        if chosen:
+            raise UsageError(f"--resume goes on with the run as it is; leave out {', '.join(chosen)}")
+    return fields, {"checkpoint_minutes": given.checkpoint_minutes, "keep": given.keep}
+
+
+_BEFORE_RUN = {"env": "ENV", "data": "--data", "env_params": "--env-param", "seed": "--seed"}
+
+
+def _new_run(given: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "seed": getattr(given, "seed", 0),
+        "folder": getattr(given, "run", None),
+        "env_params": dict(getattr(given, "env_params", [])),
+    }
+
+
+def _configure(config: Callable[..., _C], fields: dict[str, Any]) -> _C:
+    try:
+        return config(**fields)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _has_image(env: str, env_params: dict[str, Any]) -> bool:
@@ -268,6 +312,25 @@ def _has_image(env: str, env_params: dict[str, Any]) -> bool:
 
 def _conclude(result: Any, episodes: int) -> int:
     """Says how a run ended, evaluates it if it came to its end, and returns the exit code."""
+    if code := _told(result, "train"):
+        return code
+    if episodes:
+        _print_scores(result.folder, episodes=episodes)
+    print(f"plot: btnn-jax plot {result.folder}")
+    return 0
+
+
+def _conclude_ae(result: Any) -> int:
+    """Says how a run ended, compares it with PCA and draws it if it came to its end, and returns the exit code."""
+    code = _told(result, "train-ae")
+    if not code:
+        _print_errors(result.folder)
+        _print_pictures(result.folder)
+    return code
+
+
+def _told(result: Any, command: str) -> int:
+    """Says how far a run came, and how to go on where it was stopped; the exit code."""
     from btnn_jax.training.progress import clock, short
 
     config = result.run.config
@@ -275,19 +338,21 @@ def _conclude(result: Any, episodes: int) -> int:
     print(f"trained {steps} in {clock(result.seconds)}; all of it is in {result.folder}")
     if skipped := int(result.state.skipped):
         print(f"{skipped} gradient steps were not finite and left out: try a smaller --learning-rate")
-    if result.stopped is not None:
-        print(f"go on:    btnn-jax train --resume {result.folder}")
-        print(f"evaluate: btnn-jax evaluate {result.folder}")
-        print(f"plot:     btnn-jax plot {result.folder}")
-        return 128 + int(result.stopped)
-    if episodes:
-        _print_scores(result.folder, episodes=episodes)
-    print(f"plot: btnn-jax plot {result.folder}")
-    return 0
+    if result.stopped is None:
+        return 0
+    print(f"go on:    btnn-jax {command} --resume {result.folder}")
+    print(f"evaluate: btnn-jax evaluate {result.folder}")
+    print(f"plot:     btnn-jax plot {result.folder}")
+    return 128 + int(result.stopped)
 
 
-def _evaluate(options: argparse.Namespace) -> int:
-    _print_scores(options.run, episodes=options.episodes, seed=options.seed, max_steps=options.max_steps)
+def _evaluate(given: argparse.Namespace) -> int:
+    from btnn_jax.training.autoencode_run import is_autoencoder_run
+
+    if is_autoencoder_run(given.run):
+        _print_errors(given.run)
+        return 0
+    _print_scores(given.run, episodes=given.episodes, seed=given.seed, max_steps=given.max_steps)
     return 0
 
 
@@ -298,11 +363,31 @@ def _print_scores(folder: Any, *, episodes: int, **arguments: int) -> None:
     print(scores_table(score_run(folder, episodes=episodes, **arguments)))
 
 
-def _plot(options: argparse.Namespace) -> int:
+def _print_errors(folder: Any) -> None:
+    from btnn_jax.training.reconstruction import compare_run, errors_table
+
+    print(errors_table(compare_run(folder)))
+
+
+def _plot(given: argparse.Namespace) -> int:
+    from btnn_jax.training.autoencode_run import is_autoencoder_run
+
+    if len(given.runs) == 1 and is_autoencoder_run(given.runs[0]):
+        if given.output is not None:
+            raise UsageError("an autoencoder has several pictures, in its run's folder; leave out --output")
+        _print_pictures(given.runs[0])
+        return 0
     from btnn_jax.plots import plot_runs
 
-    print(plot_runs(options.runs, options.output))
+    print(plot_runs(given.runs, given.output))
     return 0
+
+
+def _print_pictures(folder: Any) -> None:
+    from btnn_jax.autoencoder_plots import plot_autoencoder
+
+    for path in plot_autoencoder(folder):
+        print(path)
 
 
 @contextlib.contextmanager
@@ -320,79 +405,3 @@ def _plain_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _(text: str, default: Any) -> str:
-    """A help text with the default in the words that the option takes."""
-    if default is None or default == ():
-        default = "none"
-    elif isinstance(default, bool):
-        default = "yes" if default else "no"
-    elif isinstance(default, tuple):
-        default = ",".join(map(str, default))
-    return f"{text} (default: {default})"
-
-
-def _or_none(parse: Callable[[str], Any], none: Any) -> Callable[[str], Any]:
-    return lambda text: none if text.lower() == "none" else parse(text)
-
-
-def _whole(text: str) -> int:
-    """A whole number, also written 2_000_000, 2e6, 2M or 500k."""
-    digits, scale = (text[:-1], {"k": 1e3, "M": 1e6}[text[-1]]) if text[-1:] in ("k", "M") else (text, 1)
-    try:
-        value = float(digits) * scale
-        if value.is_integer():
-            return int(value)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}")
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}") from None
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(_whole(part) for part in text.split(","))
-
-
-def _at_least_one(text: str) -> int:
-    return _bounded(_whole(text), 1)
-
-
-def _at_least_zero(text: str) -> int:
-    return _bounded(_whole(text), 0)
-
-
-def _seed(text: str) -> int:
-    value = _whole(text)
-    if not 0 <= value < 2**32:  # what a key is made of
-        raise argparse.ArgumentTypeError(f"must be between 0 and {2**32 - 1}, got {text}")
-    return value
-
-
-def _bounded(value: int, least: int) -> int:
-    if value < least:
-        raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
-    return value
-
-
-def _positive(text: str) -> float:
-    value = _number(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-    return value
-
-
-def _assignment(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
-    try:
-        return name, ast.literal_eval(value.capitalize() if value in ("true", "false") else value)
-    except (ValueError, SyntaxError):
-        return name, value

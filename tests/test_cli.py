@@ -6,10 +6,11 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from btnn_jax import cli
-from btnn_jax.training.config import UnrealConfig
+from btnn_jax import cli, options
+from btnn_jax.training.config import AutoencoderConfig, UnrealConfig
 from btnn_jax.training.folder import Run, create_run, read_run
 from btnn_jax.training.scores import read_scores
 
@@ -19,8 +20,11 @@ SMALL = [
 ]
 
 
-def parse(*arguments):
-    return cli.make_parser().parse_args(["train", *arguments])
+COMMANDS = {"train": (UnrealConfig, cli.HELP), "train-ae": (AutoencoderConfig, cli.AUTOENCODER_HELP)}
+
+
+def parse(*arguments, command="train"):
+    return cli.make_parser().parse_args([command, *arguments])
 
 
 def fails(capsys, *arguments):
@@ -34,9 +38,11 @@ def fails(capsys, *arguments):
     return errors
 
 
-def test_every_field_of_the_configuration_has_an_option_and_help():
-    described = [name for fields in cli.HELP.values() for name in fields]
-    assert sorted(described) == sorted(field.name for field in dataclasses.fields(UnrealConfig))
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_field_of_the_configuration_has_an_option_and_help(command):
+    config, topics = COMMANDS[command]
+    described = [name for fields in topics.values() for name in fields]
+    assert sorted(described) == sorted(field.name for field in dataclasses.fields(config))
 
 
 def spelled(value):
@@ -45,11 +51,15 @@ def spelled(value):
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-@pytest.mark.parametrize("field", dataclasses.fields(UnrealConfig), ids=lambda field: field.name)
-def test_an_option_takes_its_own_default(field):
-    option = "--steps" if field.name == "total_steps" else "--" + field.name.replace("_", "-")
+@pytest.mark.parametrize(
+    ("command", "field"),
+    [(command, field) for command, (config, _) in COMMANDS.items() for field in dataclasses.fields(config)],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_an_option_takes_its_own_default(command, field):
+    option = options.option_of(field.name)
     words = [option] if field.default is True else [option, spelled(field.default)]
-    value = getattr(parse(*words), field.name)
+    value = getattr(parse(*words, command=command), field.name)
     assert value == field.default
     assert type(value) is type(field.default)
 
@@ -77,8 +87,23 @@ def test_values(words, name, value):
     assert getattr(parse(*words.split()), name) == value
 
 
-def test_what_is_not_given_is_not_there():
-    assert not vars(parse()).keys() & {field.name for field in dataclasses.fields(UnrealConfig)}
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        ("--layers 32:3x1:2x1,4:5x5:1x2", "layer_config", ((32, (3, 1), (2, 1)), (4, (5, 5), (1, 2)))),
+        ("--columns High,Low", "columns", ("High", "Low")),
+        ("--data prices.csv", "data", "prices.csv"),
+        ("--steps 5k", "steps", 5000),
+    ],
+)
+def test_values_of_an_autoencoder(words, name, value):
+    assert getattr(parse(*words.split(), command="train-ae"), name) == value
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_is_not_given_is_not_there(command):
+    config, _ = COMMANDS[command]
+    assert not vars(parse(command=command)).keys() & {field.name for field in dataclasses.fields(config)}
 
 
 def test_help_shows_every_default(capsys):
@@ -140,6 +165,18 @@ def test_python_m_is_the_same_program():
         ("train --resume missing", "no run folder missing"),
         ("train probe-memory --resume missing --steps 5", "leave out --steps, ENV"),
         ("train --run a --resume b", "not allowed with argument"),
+        ("train-ae", "arguments are required: --data"),
+        ("train-ae --data eurosd", "did you mean 'eurusd'"),
+        ("train-ae --data missing.csv", "cannot read missing.csv: No such file or directory"),
+        ("train-ae --data eurusd --window 0", "window must be at least 1, got 0"),
+        ("train-ae --data eurusd --window 100k", "eurusd is too short: "),
+        ("train-ae --data eurusd --columns Bid", "no column 'Bid'; there are Open, High"),
+        ("train-ae --data eurusd --kind vae", "argument --kind: invalid choice: 'vae'"),
+        ("train-ae --data eurusd --layers 32", "argument --layers: expected layers as 32:3x1:2x1,16:3x1:2x1"),
+        ("train-ae --data eurusd --layers 4:3x1:99x1,4:3x1:1x1 --pad VALID", "level 2 of the encoder leaves"),
+        ("train-ae --data eurusd --env-param a=1", "is no environment: it has no parameters {'a': 1}"),
+        ("train-ae --resume missing --data eurusd --beta 2", "leave out --beta, --data"),
+        ("train-ae --resume missing", "no run folder missing"),
         ("evaluate missing", "no run folder missing"),
         ("evaluate . --episodes 0", "must be at least 1, got 0"),
         ("evaluate .", "has no config.json"),
@@ -159,6 +196,13 @@ def test_a_run_without_checkpoints_or_metrics_is_one_line(capsys, tmp_path):
     )
     assert "no checkpoint in" in fails(capsys, "evaluate", folder)
     assert "has no metrics.jsonl" in fails(capsys, "plot", folder)
+
+
+def test_a_bad_file_is_one_line_with_its_number(capsys, tmp_path):
+    (tmp_path / "prices.csv").write_text("Date,Close\n2020-01-01,1\n2020-01-02,0\n")
+    words = fails(capsys, "train-ae", "--data", tmp_path / "prices.csv", "--run", tmp_path / "run")
+    assert "prices.csv, line 3: Close must be above 0, got 0" in words
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("module", ["orbax.checkpoint", "tensorboardX"])
@@ -210,3 +254,41 @@ def test_gradient_steps_left_out_are_told(capsys):
 
     cli._conclude(Result, episodes=0)
     assert "3 gradient steps were not finite" in capsys.readouterr().out
+
+
+def test_an_autoencoder_from_start_to_plot(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prices = np.exp(0.01 * np.random.default_rng(0).normal(size=(200, 2)).cumsum(0))
+    days = np.datetime64("2020-01-01") + np.arange(200)
+    rows = [f"{day},{a!r},{b!r}\n" for day, (a, b) in zip(days, prices.tolist(), strict=True)]
+    (tmp_path / "prices.csv").write_text("Date,A,B\n" + "".join(rows))
+    words = ["train-ae", "--data", "prices.csv", "--kind", "beta_vae", "--seed", "3", "--window", "8"]
+    assert cli.main([*words, "--steps", "20", "--steps-per-update", "10", "--batch", "4"]) == 0
+    out = capsys.readouterr().out
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"prices\.csv-beta_vae-seed3-\d{8}-\d{6}", folder.name)
+    assert "8 steps of prices.csv, beta_vae with 8 latent variables, seed 3" in out
+    assert "trained 20 of 20 steps" in out
+    assert re.search(r"\nautoencoder +8 +\d\.\d{4} +\d\.\d{4} +\d+\.\d%\nPCA +8 ", out)
+    pictures = ["curves", "kernels", "reconstructions", "traversals"]
+    assert sorted(path.stem for path in folder.glob("*.png")) == pictures
+
+    assert cli.main(["evaluate", str(folder)]) == 0
+    assert "\nPCA  " in capsys.readouterr().out
+    (folder / "curves.png").unlink()
+    assert cli.main(["plot", str(folder)]) == 0
+    assert capsys.readouterr().out.split() == [
+        str(folder / f"{name}.png") for name in ("curves", "reconstructions", "traversals", "kernels")
+    ]
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "leave out --output" in fails(capsys, "plot", folder, "--output", "a.png")
+    assert "does not describe a run of an agent" in fails(capsys, "train", "--resume", folder)
+    assert cli.main(["train-ae", "--resume", str(folder)]) == 0
+    assert "resumed at 20 steps" in capsys.readouterr().out
+
+
+def test_scikit_learn_is_missed_before_training(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
+    words = fails(capsys, "train-ae", "--data", "eurusd", "--run", tmp_path / "run")
+    assert "comparing with PCA needs the package" in words
+    assert not (tmp_path / "run").exists()

@@ -66,9 +66,23 @@ def windows(values: np.ndarray, length: int, stride: int = 1) -> np.ndarray:
     return np.moveaxis(view[::stride], -1, 1)
 
 
-def log_returns(prices: np.ndarray) -> np.ndarray:
-    """`log(p[t + 1] / p[t])`, `[T - 1, ...]` for prices `[T, ...]` above 0: row `t` is known at time `t + 1`."""
-    return np.diff(np.log(prices), axis=0)
+def log_returns(prices: np.ndarray, reference: np.ndarray | None = None) -> np.ndarray:
+    """`log(p[t + 1] / r[t])`: row `t` is known at time `t + 1`.
+
+    Args:
+        prices: `p`, `[T, columns]`, above 0.
+        reference: `r`, `[T, columns]` or `[T, 1]`; None for the prices themselves. The closes of bars make all that
+            a bar did since the last one closed.
+
+    Returns:
+        `[T - 1, columns]`.
+
+    >>> log_returns(np.exp([[0.0], [1.0], [-1.0]]))
+    array([[ 1.],
+           [-2.]])
+    """
+    before = prices if reference is None else reference
+    return np.asarray(np.log(prices[1:]) - np.log(before[:-1]))
 
 
 class Scale(NamedTuple):
@@ -91,8 +105,15 @@ class Scale(NamedTuple):
         return values * self.deviation + self.mean
 
 
-def fit_scale(values: np.ndarray) -> Scale:
-    """The scale of each column, the last axis, of `values`; fit it on the training part alone."""
+def fit_scale(values: np.ndarray, *, together: bool = False) -> Scale:
+    """The scale of each column, the last axis; fit it on the training part alone.
+
+    Args:
+        values: `[..., columns]`.
+        together: one deviation for all columns, the root mean square of theirs, so that they stay in proportion.
+    """
     axes = tuple(range(values.ndim - 1))
-    deviation = values.std(axis=axes)
-    return Scale(values.mean(axis=axes), np.where(deviation > 0, deviation, 1.0))
+    variance = values.var(axis=axes)
+    if together:
+        variance = np.full_like(variance, variance.mean())
+    return Scale(values.mean(axis=axes), np.sqrt(np.where(variance > 0, variance, 1.0)))

@@ -1,17 +1,51 @@
-"""The configuration of a training run, one frozen dataclass."""
+"""The configuration of a run, a frozen dataclass for each kind; without JAX, so that help is there at once."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 ALGORITHMS = ("a2c", "ppo")
 SCHEDULES = ("constant", "linear", "cosine")
+KINDS = ("conv2d", "channel_wise", "beta_vae")
+RESIZE_METHODS = ("bilinear", "nearest", "bicubic", "area")
+PADS = ("SAME", "VALID")
+
+LayerConfig = tuple[tuple[int, tuple[int, int], tuple[int, int]], ...]  # (num_filters, filter_size, stride)
+
+
+class Config:
+    """What the configurations share: checks of ranges, and the way to JSON and back."""
+
+    def _check(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for JSON."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Self:
+        """The configuration that `to_dict` gave, lists read as tuples.
+
+        Raises:
+          ValueError: a field is unknown or out of its range.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        unknown = sorted(set(fields) - known)
+        if unknown:
+            raise ValueError(f"unknown fields {unknown}, expected a subset of {sorted(known)}")
+        return cls(**{name: _tuples(value) for name, value in fields.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(part) for part in value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
-class UnrealConfig:
+class UnrealConfig(Config):
     """Everything that decides what is learned, apart from the environment and the seed.
 
     Static: it is bound by `make_unreal` and never enters the state. A task whose weight is 0 is compiled away.
@@ -114,10 +148,6 @@ class UnrealConfig:
                 f"at most replay_length={self.replay_length}",
             )
 
-    def _check(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
-
     @property
     def replays(self) -> bool:
         """Whether any task needs the replay."""
@@ -138,20 +168,60 @@ class UnrealConfig:
         """Gradient steps of one call of `step`."""
         return self.epochs * self.minibatches if self.algorithm == "ppo" else 1
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, for JSON."""
-        return dataclasses.asdict(self)
 
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> UnrealConfig:
-        """The configuration that `to_dict` gave, lists read as tuples.
+@dataclass(frozen=True)
+class AutoencoderConfig(Config):
+    """Everything that decides what an autoencoder learns, apart from where the data lie and the seed.
 
-        Raises:
-          ValueError: a field is unknown or out of its range.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(fields) - known)
-        if unknown:
-            raise ValueError(f"unknown fields {unknown}, expected a subset of {sorted(known)}")
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        return cls(**values)
+    Static: it is bound by `make_autoencoder` and never enters the state.
+
+    Raises:
+      ValueError: a field is out of its range; the message names the field, the value and the range.
+    """
+
+    # Examples
+    columns: tuple[str, ...] = ()  # of a series; () for its bars, or else for all but the volume
+    window: int = 32  # rows of a window of a series
+    stride: int = 1  # rows between the starts of two windows
+    frames: int = 20_000  # of an environment
+    stream: str | None = None  # of an environment's observations, where there are several
+    validation: float = 0.2  # fraction of the time, at its end
+    embargo: int = 32  # rows or steps left out before it
+
+    # Network
+    kind: str = "conv2d"
+    layer_config: LayerConfig | None = None  # outer to inner; None: by the example's shape
+    resize_method: str = "bilinear"
+    pad: str = "SAME"
+
+    # Loss of a beta-VAE
+    beta: float = 1.0  # weight of the divergence, in nats, beside the likelihood of unit variance
+    beta_warmup_steps: int = 0  # gradient steps in which beta rises linearly from 0
+
+    # Optimizer
+    steps: int = 20_000  # gradient steps of the whole run; the learning rate reaches 0 there
+    batch: int = 128  # examples in each
+    learning_rate: float = 1e-3
+    max_grad_norm: float = 1.0  # of all gradients together
+    steps_per_update: int = 200  # gradient steps of one compiled call, after which the rest is measured
+
+    def __post_init__(self) -> None:
+        """Checks every range."""
+        for name in ("window", "stride", "frames", "steps", "batch", "steps_per_update"):
+            self._check(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("embargo", "beta", "beta_warmup_steps"):
+            self._check(name, getattr(self, name) >= 0, "at least 0")
+        for name in ("learning_rate", "max_grad_norm"):
+            self._check(name, getattr(self, name) > 0, "above 0")
+        for name, known in (("kind", KINDS), ("resize_method", RESIZE_METHODS), ("pad", PADS)):
+            self._check(name, getattr(self, name) in known, f"one of {', '.join(known)}")
+        self._check("validation", 0 < self.validation < 1, "between 0 and 1")
+        layers = self.layer_config
+        self._check("layer_config", layers != (), "None or at least one layer")
+        for filters, size, stride in layers or ():
+            self._check("layer_config", min(filters, *size, *stride) >= 1, "layers of sizes of at least 1")
+
+    @property
+    def num_updates(self) -> int:
+        """Calls of `step` that the run takes, at least `steps` gradient steps."""
+        return -(-self.steps // self.steps_per_update)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,6 +77,13 @@ def create_folder(folder: Folder, settings: Mapping[str, Any]) -> pathlib.Path:
     except OSError as error:
         raise RunError(f"cannot use the folder {path}: {error.strerror}") from error
     return path
+
+
+def default_folder(what: str, how: str, seed: int) -> pathlib.Path:
+    """`runs/<what>-<how>-seed<seed>-<date-time>`."""
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = re.sub(r"[^\w.-]", "_", what)
+    return pathlib.Path("runs") / f"{name}-{how}-seed{seed}-{now}"
 
 
 def _check_free(path: pathlib.Path) -> None:

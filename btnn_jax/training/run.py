@@ -6,9 +6,7 @@
 
 from __future__ import annotations
 
-import datetime
 import pathlib
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,7 +16,7 @@ from btnn_jax import envs
 from btnn_jax.envs.base import Environment
 from btnn_jax.policies import UnrealPolicy
 from btnn_jax.training.config import UnrealConfig
-from btnn_jax.training.folder import Folder, Run, RunError, create_run, first_line, read_run
+from btnn_jax.training.folder import Folder, Run, RunError, create_run, default_folder, first_line, read_run
 from btnn_jax.training.loop import Program, run_loop
 from btnn_jax.training.progress import Reporter, make_reporter
 from btnn_jax.training.unreal import TrainState, make_unreal, make_unreal_policy
@@ -71,7 +69,9 @@ def train(
     """
     run = Run(env, config, seed, dict(env_params or {}))
     agent = make_agent(run)  # before the folder: what cannot be run leaves none
-    path = create_run(folder if folder is not None else default_folder(run), run)
+    path = create_run(
+        folder if folder is not None else default_folder(run.env, run.config.algorithm, run.seed), run
+    )
     return _go(path, run, agent, reporter, checkpoint_minutes, keep, log_seconds)
 
 
@@ -91,13 +91,6 @@ def resume(
     path, run = pathlib.Path(folder), read_run(folder)
     agent = make_agent(run)
     return _go(path, run, agent, reporter, checkpoint_minutes, keep, log_seconds)
-
-
-def default_folder(run: Run) -> pathlib.Path:
-    """`runs/<env>-<algorithm>-seed<seed>-<date-time>`."""
-    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = re.sub(r"[^\w.-]", "_", run.env)
-    return pathlib.Path("runs") / f"{name}-{run.config.algorithm}-seed{run.seed}-{now}"
 
 
 class Agent(NamedTuple):
