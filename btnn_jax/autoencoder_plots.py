@@ -36,14 +36,16 @@ def plot_autoencoder(folder: Folder) -> list[pathlib.Path]:
       ModuleNotFoundError: matplotlib is not installed.
     """
     trained, path = load_autoencoder(folder), pathlib.Path(folder)
-    title = f"{trained.examples.title}, {trained.run.config.kind}"
+    title = f"{trained.examples.title}, {trained.run.config.kind} with {trained.autoencoder.latent} latent variables"
     x, y = reconstructions(trained)
     moved, names = traversals(trained)
     figures = {
         "curves.png": draw_learning(read_metrics(folder), read_errors(folder), title=title),
         "reconstructions.png": draw_reconstructions(x, y, trained.examples.channels, title=title),
         "traversals.png": draw_traversals(moved, names, trained.examples.channels, title=title),
-        "kernels.png": draw_kernels(kernels(trained), trained.examples.channels, title=title),
+        "kernels.png": draw_kernels(
+            kernels(trained), trained.examples.channels, title=f"What excites each kernel most: {title}"
+        ),
     }
     for name, figure in figures.items():
         try:
@@ -145,7 +147,7 @@ def draw_reconstructions(x: np.ndarray, y: np.ndarray, channels: Sequence[str], 
     """
     if not _is_signal(x):
         figure = _figure((1.25 * len(x) + 0.8, 3.4), title)
-        for row, (name, images) in enumerate((("example", x), ("made", y))):
+        for row, (name, images) in enumerate((("example", x), ("reconstruction", y))):
             for column, image in enumerate(_colours(images)):
                 axes = figure.add_subplot(2, len(x), 1 + row * len(x) + column)
                 _show(axes, image, name if column == 0 else "")
@@ -230,7 +232,7 @@ def draw_kernels(bank: np.ndarray, channels: Sequence[str], *, title: str = "") 
             axes.tick_params(labelleft=False, length=0)
             _tidy(axes)
     else:
-        pictures = iter(_colours(_to_unit(bank)))
+        pictures = iter(_colours(bank, stretch=True))
 
         def draw(axes: Any, kernel: np.ndarray) -> None:
             del kernel
@@ -258,7 +260,10 @@ def _draw_bars(axes: Any, example: np.ndarray, made: np.ndarray, channels: Seque
     high, low, close = (_lower(channels).index(name) for name in ("high", "low", "close"))
     steps = np.arange(len(example))
     axes.axhline(0, color="#cccccc", linewidth=0.8)
-    for bars, colour, shift, name in ((example, TRUE, 0.0, "bar"), (made, MADE, 0.35, "made")):
+    for bars, colour, shift, name in (
+        (example, TRUE, 0.0, "example, with a dot at the close"),
+        (made, MADE, 0.35, "reconstruction"),
+    ):
         axes.vlines(steps + shift, bars[:, low], bars[:, high], color=colour, linewidth=2.4, label=name)
         axes.plot(steps + shift, bars[:, close], "o", color=colour, markersize=4, markeredgecolor="white")
     axes.set_ylabel("% of the close before", fontsize=9)
@@ -273,20 +278,21 @@ def _show(axes: Any, image: np.ndarray, label: str) -> None:
         side.set_color("#cccccc")
 
 
-def _colours(images: np.ndarray) -> np.ndarray:
-    """Images `[N, H, W, C]` in [0, 1] as red, green and blue: other numbers of channels have a colour each."""
+def _colours(images: np.ndarray, *, stretch: bool = False) -> np.ndarray:
+    """Images `[N, H, W, C]` as red, green and blue in [0, 1]: other numbers of channels have a colour each.
+
+    With `stretch` the smallest number of each image is black and the largest white, whatever they are.
+    """
     channels = images.shape[-1]
     if channels == 1:
         images = np.repeat(images, 3, axis=-1)
     elif channels != 3:
         palette = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in COLOURS]) / 255
         images = images @ palette[np.arange(channels) % len(palette)]
+    if stretch:
+        low, high = images.min((1, 2, 3), keepdims=True), images.max((1, 2, 3), keepdims=True)
+        images = (images - low) / np.maximum(high - low, 1e-6)
     return np.clip(images, 0, 1)
-
-
-def _to_unit(images: np.ndarray) -> np.ndarray:
-    low, high = images.min((1, 2, 3), keepdims=True), images.max((1, 2, 3), keepdims=True)
-    return (images - low) / np.maximum(high - low, 1e-6)
 
 
 def _natural(examples: Examples, x: jax.Array) -> np.ndarray:

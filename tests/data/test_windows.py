@@ -87,6 +87,22 @@ def test_log_returns_add_up():
     np.testing.assert_allclose(prices[0] * np.exp(log_returns(prices).sum(0)), prices[-1])
 
 
+def test_returns_of_bars_are_counted_from_the_close_before():
+    bars = np.exp(np.random.default_rng(1).normal(size=(9, 4)))
+    returns = log_returns(bars, bars[:, 3:])
+    np.testing.assert_allclose(bars[:-1, 3:] * np.exp(returns), bars[1:])
+    np.testing.assert_allclose(returns[:, 3], log_returns(bars)[:, 3])
+
+
+def test_scale_of_columns_together_keeps_their_proportions():
+    values = np.random.default_rng(0).normal(size=(1000, 3)) * [1.0, 2.0, 3.0]
+    scale = fit_scale(values, together=True)
+    np.testing.assert_allclose(np.square(scale.apply(values)).mean(), 1, rtol=1e-12)
+    centred = values - values.mean(0)
+    ratio = scale.apply(values) / centred
+    np.testing.assert_allclose(ratio, ratio[0, 0])
+
+
 def test_scale():
     values = np.random.default_rng(0).normal(3, 2, (20, 5, 2))
     scale = fit_scale(values)
