@@ -64,6 +64,14 @@ HELP: dict[str, dict[str, str]] = {
         "hidden": "sizes of the dense layers after the convolutions",
         "lstm": "sizes of the recurrent layers; none for an agent without memory",
         "noisy": "NoisyNet heads, which explore by noise in their weights",
+        "frozen": "parameters that stay as they start, by how their paths start: encoder/autoencoder",
+    },
+    "an autoencoder as encoder": {
+        "autoencoder": "whose latent variables the agent sees in place of convolutions",
+        "ae_layers": "filters:size:stride of each of its layers; none chooses by the observation's shape",
+        "ae_stream": "observation stream that it encodes; none for the only one",
+        "ae_weight": "weight of its own loss, on what the agent sees",
+        "ae_beta": "weight of a beta_vae's divergence in its loss",
     },
 }
 """What every field of `UnrealConfig` is called for on the command line, by topic."""
@@ -178,6 +186,11 @@ def _add_train(commands: Any) -> None:
         metavar="N",
         help=_("episodes of the evaluation at the end; 0 for none", 128),
     )
+    train.add_argument(
+        "--encoder",
+        metavar="RUN",
+        help="start with the autoencoder of this run of train-ae as encoder; --frozen encoder/autoencoder keeps it",
+    )
     options.add_fields(train, UnrealConfig, HELP)
     train.set_defaults(command=_train)
 
@@ -248,7 +261,16 @@ def _train(given: argparse.Namespace) -> int:
         if "pc_weight" not in fields and not _has_image(env, env_params):
             print(f"{env} shows no image: no pixel control")
             fields["pc_weight"] = 0.0
-        result = train(env, _configure(UnrealConfig, fields), **_new_run(given), **loop)
+        pretrained = None
+        if "encoder" in given:
+            from btnn_jax.training.autoencode_run import pretrained_encoder
+
+            described, pretrained = pretrained_encoder(given.encoder)
+            if both := [options.option_of(name) for name in described if name in fields]:
+                raise UsageError(f"--encoder says what {', '.join(both)} is; leave it out")
+            fields |= described
+        config = _configure(UnrealConfig, fields)
+        result = train(env, config, pretrained=pretrained, **_new_run(given), **loop)
     return _conclude(result, given.evaluate_episodes)
 
 
@@ -284,7 +306,13 @@ def _settings(given: argparse.Namespace, config: type[Config]) -> tuple[dict[str
     return fields, {"checkpoint_minutes": given.checkpoint_minutes, "keep": given.keep}
 
 
-_BEFORE_RUN = {"env": "ENV", "data": "--data", "env_params": "--env-param", "seed": "--seed"}
+_BEFORE_RUN = {
+    "env": "ENV",
+    "encoder": "--encoder",
+    "data": "--data",
+    "env_params": "--env-param",
+    "seed": "--seed",
+}
 
 
 def _new_run(given: argparse.Namespace) -> dict[str, Any]:

@@ -24,6 +24,7 @@ _NAMES = {"total_steps": "--steps", "layer_config": "--layers"}
 _CHOICES = {
     "algorithm": ALGORITHMS,
     "learning_rate_schedule": SCHEDULES,
+    "autoencoder": KINDS,
     "kind": KINDS,
     "resize_method": RESIZE_METHODS,
     "pad": PADS,
@@ -71,7 +72,16 @@ def _add_field(group: Any, name: str, kind: Any, text: str) -> None:
         group.add_argument(option, dest=name, action=argparse.BooleanOptionalAction, help=text)
         return
     if name in _CHOICES:
-        group.add_argument(option, dest=name, choices=_CHOICES[name], help=text)
+        choices: tuple[str | None, ...] = _CHOICES[name]
+        words = ",".join((*_CHOICES[name], "none") if optional else _CHOICES[name])
+        group.add_argument(
+            option,
+            dest=name,
+            type=_or_none(str, None) if optional else str,
+            choices=(*choices, None) if optional else choices,
+            metavar=f"{{{words}}}",
+            help=text,
+        )
         return
     parse, metavar = _PARSERS[kind]
     if optional or Ellipsis in typing.get_args(kind):

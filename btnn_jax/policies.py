@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import unfreeze
 
+from btnn_jax.ae import AutoencoderOutput, BetaVAEConv2D
 from btnn_jax.layers import Conv2D, Linear, NoisyLinear
 from btnn_jax.networks import (
     Conv2DNetwork,
@@ -71,6 +72,9 @@ class ObservationEncoder(nn.Module):
       stride: stride of every convolution; None as for `num_filters`.
       hidden: sizes of the dense layers.
       conv_layer: the convolution, `btnn_jax.layers.Conv2D` or a module with its fields.
+      autoencoder: one of `btnn_jax.ae` whose latent variables take the place of the convolution stack; of a
+        variational one the posterior's mean. `reconstruct` gives its reconstruction, to learn from.
+      ae_stream: name of the stream that it encodes, for dict observations of several images or signals.
       dtype: type of computation.
       param_dtype: type of the parameters.
     """
@@ -81,6 +85,8 @@ class ObservationEncoder(nn.Module):
     stride: int | None = None
     hidden: tuple[int, ...] = (256,)
     conv_layer: type[nn.Module] = Conv2D
+    autoencoder: Any = None
+    ae_stream: str | None = None
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
@@ -101,13 +107,37 @@ class ObservationEncoder(nn.Module):
         dtype = self.dtype or jnp.float32
         x = x.astype(dtype) / jnp.asarray(255, dtype) if x.dtype == jnp.uint8 else x.astype(dtype)
         if rank >= 2:
-            x = self._convolutions(name, x.reshape(*lead, *as_image(shape)))
+            image = x.reshape(*lead, *as_image(shape))
+            x = self._latent(image) if self._autoencodes(name) else self._convolutions(name, image)
         x = x.reshape(*lead, math.prod(x.shape[len(lead) :]))
         for i, size in enumerate(self.hidden):
             x = nn.elu(
                 Linear(size, dtype=self.dtype, param_dtype=self.param_dtype, name=f"{name}_dense_{i}")(x)
             )
         return x
+
+    def reconstruct(self, observation: PyTree) -> tuple[jax.Array, AutoencoderOutput]:
+        """The images `[..., H, W, C]` of the autoencoder's stream, and what it makes of them.
+
+        A variational autoencoder draws from the stream `sample`.
+
+        Raises:
+          ValueError: there is no autoencoder.
+        """
+        if self.autoencoder is None:
+            raise ValueError("this encoder has no autoencoder: give it one")
+        images, rank = one_stream(observation, self.ae_stream), one_stream(self.shape_ranks, self.ae_stream)
+        shape = images.shape[images.ndim - rank :]
+        images = images.reshape(*images.shape[: images.ndim - rank], *as_image(shape))
+        return images, self.autoencoder(images)
+
+    def _autoencodes(self, name: str) -> bool:
+        return self.autoencoder is not None and self.ae_stream in (None, name)  # None: there is one
+
+    def _latent(self, x: jax.Array) -> jax.Array:
+        if isinstance(self.autoencoder, BetaVAEConv2D):
+            return self.autoencoder.encode(x)[0]
+        return self.autoencoder(x).z
 
     def _convolutions(self, name: str, x: jax.Array) -> jax.Array:
         height, width, _ = x.shape[-3:]
@@ -217,9 +247,15 @@ class UnrealPolicy(nn.Module):
             deterministic=deterministic,
         )
 
+    def reconstruct(self, observation: PyTree) -> tuple[jax.Array, AutoencoderOutput]:
+        """What the encoder's autoencoder reconstructs, see `ObservationEncoder.reconstruct`."""
+        return self.encoder.reconstruct(observation)
+
     def init_heads(self, inputs: AgentInput, state: State, frames: int) -> None:
         """Touches every parameter once; `init_params` runs it."""
         output, _ = self(inputs, state)
+        if getattr(self.encoder, "autoencoder", None) is not None:
+            self.reconstruct(inputs.observation)
         if self.pc_head is not None:
             self.pixel_control(output.features)
         if self.rp_head is not None:
@@ -236,7 +272,7 @@ def init_params(policy: UnrealPolicy, key: jax.Array, observation: PyTree, *, rp
       observation: `jax.ShapeDtypeStruct` (or an array) of one observation, or a dict of them, without leading axes.
       rp_frames: number of frames that the reward-prediction head sees.
     """
-    params_key, noise_key = jax.random.split(key)
+    params_key, noise_key, sample_key = jax.random.split(key, 3)
     inputs = AgentInput(
         observation=jax.tree.map(lambda x: jnp.zeros((1, 1, *x.shape), x.dtype), observation),
         last_action=jax.tree.map(lambda _: jnp.zeros((1, 1), jnp.int32), unfreeze(policy.action_depths)),
@@ -245,13 +281,67 @@ def init_params(policy: UnrealPolicy, key: jax.Array, observation: PyTree, *, rp
     )
     # Lazy: the forward pass is traced for its shapes and not compiled.
     variables = policy.lazy_init(
-        {"params": params_key, "noise": noise_key},
+        {"params": params_key, "noise": noise_key, "sample": sample_key},
         inputs,
         policy.initial_state(1),
         rp_frames,
         method="init_heads",
     )
     return variables["params"]
+
+
+def with_pretrained(params: PyTree, pretrained: PyTree) -> PyTree:
+    """`params` with a part of them exchanged, for instance an encoder's.
+
+    Args:
+      params: of a policy, as `init_params` gives them.
+      pretrained: nested dicts of arrays under the same names, `{"encoder": {"autoencoder": ...}}` for an
+        autoencoder that was trained before.
+
+    Raises:
+      ValueError: a parameter is unknown or has another shape; the message names it.
+
+    >>> with_pretrained({"a": jnp.zeros(2), "b": jnp.zeros(1)}, {"a": jnp.ones(2)})
+    {'a': Array([1., 1.], dtype=float32), 'b': Array([0.], dtype=float32)}
+    """
+    known = dict(jax.tree_util.tree_leaves_with_path(params))
+    given = dict(jax.tree_util.tree_leaves_with_path(pretrained))
+    for path, x in given.items():
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if path not in known:
+            raise ValueError(f"the policy has no parameter {name}")
+        if known[path].shape != x.shape:
+            raise ValueError(
+                f"the policy's {name} has shape {known[path].shape}, the pretrained one {x.shape}"
+            )
+    return jax.tree_util.tree_map_with_path(lambda path, x: jnp.asarray(given.get(path, x), x.dtype), params)
+
+
+def frozen_mask(params: PyTree, frozen: tuple[str, ...]) -> PyTree:
+    """Which of `params` are to stay as they are, a bool for each: a mask as optax's `masked` takes it.
+
+    Args:
+      params: of a policy.
+      frozen: how the paths of frozen parameters start, such as `"encoder"` or `"encoder/autoencoder"`.
+
+    Raises:
+      ValueError: a path leads to no parameter.
+
+    >>> frozen_mask({"encoder": {"kernel": jnp.zeros(1)}, "core": {"bias": jnp.zeros(1)}}, ("encoder",))
+    {'core': {'bias': False}, 'encoder': {'kernel': True}}
+    """
+    unused = set(frozen)
+
+    def leaf(path: tuple[Any, ...], _: Any) -> bool:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        found = [start for start in frozen if f"{name}/".startswith(f"{start}/")]
+        unused.difference_update(found)
+        return bool(found)
+
+    mask = jax.tree_util.tree_map_with_path(leaf, params)
+    if unused:
+        raise ValueError(f"no parameters are in {sorted(unused)}; there are {sorted(params)} at the top")
+    return mask
 
 
 def as_image(shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -263,12 +353,15 @@ def as_image(shape: tuple[int, ...]) -> tuple[int, int, int]:
     raise ValueError(f"expected an image [H, W, C] or a signal [L, C], got a stream of shape {shape}")
 
 
-def pixel_stream(observation: PyTree, name: str | None = None) -> jax.Array:
-    """The stream of `observation` whose changes pixel control predicts.
+def one_stream(observation: PyTree, name: str | None = None) -> jax.Array:
+    """The stream of `observation` that a task looks at.
 
     Args:
       observation: an array, or a dict of arrays (or of `jax.ShapeDtypeStruct`).
       name: which stream of a dict; None where there is only one.
+
+    Raises:
+      ValueError: there is no such stream, or no name to tell several apart.
     """
     if not isinstance(observation, Mapping):
         return observation
@@ -276,7 +369,7 @@ def pixel_stream(observation: PyTree, name: str | None = None) -> jax.Array:
         name = next(iter(observation))
     if name not in observation:
         raise ValueError(
-            f"pixel control needs the name of one observation stream of {sorted(observation)}, got {name!r}"
+            f"expected the name of one observation stream of {sorted(observation)}, got {name!r}"
         )
     return observation[name]
 
@@ -298,6 +391,8 @@ def make_policy(
     pc_stream: str | None = None,
     reward_prediction: bool = True,
     conv_layer: type[nn.Module] = Conv2D,
+    autoencoder: nn.Module | None = None,
+    ae_stream: str | None = None,
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
 ) -> UnrealPolicy:
@@ -319,6 +414,8 @@ def make_policy(
       pc_stream: name of the stream that pixel control watches, for dict observations of several.
       reward_prediction: whether there is a reward-prediction head.
       conv_layer: see `ObservationEncoder`.
+      autoencoder: see `ObservationEncoder`.
+      ae_stream: see `ObservationEncoder`.
       dtype: type of computation.
       param_dtype: type of the parameters.
 
@@ -327,9 +424,11 @@ def make_policy(
     """
     linear = NoisyLinear if noisy else Linear
     types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+    if autoencoder is not None:
+        as_image(one_stream(observation, ae_stream).shape)  # checks
     pc_head = None
     if pixel_control:
-        height, width, channels = as_image(pixel_stream(observation, pc_stream).shape)
+        height, width, channels = as_image(one_stream(observation, pc_stream).shape)
         narrow = width == 1
         deconvolution = {"filter_size": (4, 1) if narrow else (4, 4), "stride": (2, 1) if narrow else (2, 2)}
         inner = pc_inner_shape((height, width, channels), pc_cell, channels=pc_channels, **deconvolution)
@@ -343,6 +442,8 @@ def make_policy(
             stride,
             hidden,
             conv_layer,
+            autoencoder,
+            ae_stream,
             **types,
         ),
         core=LSTMNetwork(lstm, **types) if lstm else None,

@@ -2,16 +2,21 @@
 
 import dataclasses
 import json
+import pathlib
 import re
 import subprocess
 import sys
 
+import chex
 import numpy as np
 import pytest
 
 from btnn_jax import cli, options
+from btnn_jax.training.autoencode_run import load_autoencoder
+from btnn_jax.training.checkpoint import Checkpoints
 from btnn_jax.training.config import AutoencoderConfig, UnrealConfig
-from btnn_jax.training.folder import Run, create_run, read_run
+from btnn_jax.training.folder import CHECKPOINTS, Run, create_run, read_run
+from btnn_jax.training.run import make_agent
 from btnn_jax.training.scores import read_scores
 
 SMALL = [
@@ -292,3 +297,34 @@ def test_scikit_learn_is_missed_before_training(capsys, tmp_path, monkeypatch):
     words = fails(capsys, "train-ae", "--data", "eurusd", "--run", tmp_path / "run")
     assert "comparing with PCA needs the package" in words
     assert not (tmp_path / "run").exists()
+
+
+def test_an_agent_starts_with_a_trained_encoder_and_keeps_it(capsys, tmp_path):
+    encoder, run = str(tmp_path / "encoder"), str(tmp_path / "run")
+    layers = ["--layers", "2:3x3:2x2"]
+    words = [
+        "train-ae",
+        "--data",
+        "probe-pixels",
+        "--frames",
+        "160",
+        "--embargo",
+        "1",
+        *layers,
+        "--run",
+        encoder,
+    ]
+    assert cli.main([*words, "--steps", "4", "--steps-per-update", "2", "--batch", "4"]) == 0
+    words = "probe-pixels --num-envs 4 --rollout-length 8 --steps 64 --minibatches 2 --epochs 1 --hidden 4 --lstm none"
+    tasks = "--pc-weight 0 --vr-weight 0 --rp-weight 0 --ae-weight 0.1 --frozen encoder/autoencoder"
+    start = ["train", *words.split(), *tasks.split(), "--evaluate-episodes", "0", "--encoder", encoder]
+    assert cli.main([*start, "--run", run]) == 0
+    trained = load_autoencoder(encoder).params
+    with Checkpoints(pathlib.Path(run) / CHECKPOINTS, create=False) as checkpoints:
+        state = checkpoints.restore(make_agent(read_run(run)).state)
+    assert state.update == 2
+    chex.assert_trees_all_equal(state.params["encoder"]["autoencoder"], trained)
+    capsys.readouterr()
+    message = fails(capsys, *start, "--ae-layers", "3:3x3:2x2", "--run", tmp_path / "other")
+    assert "--encoder says what --ae-layers is" in message
+    assert "does not describe a run of an autoencoder" in fails(capsys, "train", "--encoder", run)

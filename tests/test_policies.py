@@ -6,9 +6,18 @@ import optax
 import pytest
 
 from btnn_jax import categorical
+from btnn_jax.ae import BetaVAEConv2D, ChannelWiseConv2DAutoencoder, Conv2DAutoencoder
 from btnn_jax.layers import NoisyLinear
 from btnn_jax.networks import pixel_change_2d_estimator
-from btnn_jax.policies import AgentInput, UnrealPolicy, action_distribution, init_params, make_policy
+from btnn_jax.policies import (
+    AgentInput,
+    UnrealPolicy,
+    action_distribution,
+    frozen_mask,
+    init_params,
+    make_policy,
+    with_pretrained,
+)
 
 IMAGE = jax.ShapeDtypeStruct((10, 10, 4), bool)
 PHOTO = jax.ShapeDtypeStruct((42, 42, 3), jnp.uint8)
@@ -211,3 +220,45 @@ def test_no_two_noisy_layers_share_noise():
     assert sorted(len(noise) for noise in noises)[:3] == [1, 3, 4]
     assert len(noises) == 5
     assert len(np.unique(np.concatenate(noises))) == sum(map(len, noises))
+
+
+@pytest.mark.parametrize("model", [Conv2DAutoencoder, ChannelWiseConv2DAutoencoder, BetaVAEConv2D])
+def test_an_autoencoder_takes_the_place_of_the_convolutions(model):
+    autoencoder = model(((3, (3, 1), (2, 1)),))
+    observation = {"bars": SIGNAL, "other": SIGNAL, "position": VECTOR}
+    policy, params = small(observation, pixel_control=False, autoencoder=autoencoder, ae_stream="bars")
+    assert set(params["encoder"]) == {
+        "autoencoder", "bars_dense_0", "other_conv", "other_dense_0", "position_dense_0",
+    }  # fmt: skip
+    inputs = make_inputs(observation, 4)
+    images, output = policy.apply(
+        {"params": params}, inputs.observation, rngs={"sample": jax.random.key(3)}, method="reconstruct"
+    )
+    np.testing.assert_array_equal(images, inputs.observation["bars"][..., None, :])
+    assert output.y_hat.shape == images.shape == (5, 3, 30, 1, 5)
+
+    # What the agent sees of the stream is the latent variables, without noise, and nothing of the decoder.
+    def answer(part):
+        changed = with_pretrained(params, {"encoder": {"autoencoder": part}})
+        return policy.apply({"params": changed}, inputs, policy.initial_state(3), deterministic=True)[0].value
+
+    leaves = jax.tree_util.tree_leaves_with_path(jax.jacobian(answer)(params["encoder"]["autoencoder"]))
+    reaches = {jax.tree_util.keystr(path): float(jnp.abs(x).max()) > 0 for path, x in leaves}
+    assert {
+        any(word in path for word in ("decoder", "generator")) != used for path, used in reaches.items()
+    } == {True}
+    assert set(reaches.values()) == {True, False}
+
+
+def test_pretrained_parameters_must_fit():
+    _, params = small(IMAGE)
+    kernel = params["actor_critic"]["value"]["kernel_mu"]
+    changed = with_pretrained(params, {"actor_critic": {"value": {"kernel_mu": kernel + 1}}})
+    np.testing.assert_array_equal(changed["actor_critic"]["value"]["kernel_mu"], kernel + 1)
+    chex.assert_trees_all_equal(changed["encoder"], params["encoder"])
+    with pytest.raises(ValueError, match=r"no parameter actor_critic/value/kernel$"):
+        with_pretrained(params, {"actor_critic": {"value": {"kernel": kernel}}})
+    with pytest.raises(ValueError, match=r"actor_critic/value/kernel_mu has shape \(8, 1\), the .* \(9, 1\)"):
+        with_pretrained(params, {"actor_critic": {"value": {"kernel_mu": jnp.zeros((9, 1))}}})
+    with pytest.raises(ValueError, match=r"no parameters are in \['encode'\]"):
+        frozen_mask(params, ("encode", "core"))

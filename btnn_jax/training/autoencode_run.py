@@ -15,7 +15,14 @@ import jax
 import jax.numpy as jnp
 
 from btnn_jax.data import INSTALLED
-from btnn_jax.training.autoencode import Autoencoder, AutoencoderState, Metrics, PyTree, make_autoencoder
+from btnn_jax.training.autoencode import (
+    Autoencoder,
+    AutoencoderState,
+    Metrics,
+    PyTree,
+    default_layers,
+    make_autoencoder,
+)
 from btnn_jax.training.checkpoint import Checkpoints
 from btnn_jax.training.config import AutoencoderConfig
 from btnn_jax.training.examples import Examples, load_examples
@@ -176,6 +183,32 @@ def load_autoencoder(folder: Folder) -> Trained:
     with Checkpoints(pathlib.Path(folder) / CHECKPOINTS, create=False) as checkpoints:
         state = checkpoints.restore(jax.eval_shape(autoencoder.init, jax.random.key(0)))
     return Trained(run, examples, autoencoder, state.params)
+
+
+def pretrained_encoder(folder: Folder) -> tuple[dict[str, Any], PyTree]:
+    """What makes an agent start with the autoencoder of a run as its encoder.
+
+    Returns:
+      Fields of `UnrealConfig`, and what `make_unreal` takes as `pretrained`.
+
+    Raises:
+      RunError: as for `load_autoencoder`, or an agent's autoencoder cannot be like this one.
+    """
+    trained = load_autoencoder(folder)
+    config, usual = trained.run.config, AutoencoderConfig()
+    for name in ("resize_method", "pad"):
+        if getattr(config, name) != getattr(usual, name):
+            raise RunError(
+                f"an agent's autoencoder has {name} {getattr(usual, name)!r}, that of {folder} has "
+                f"{getattr(config, name)!r}"
+            )
+    shape = trained.examples.train.shape[1:]
+    fields = {
+        "autoencoder": config.kind,
+        "ae_layers": config.layer_config or default_layers(shape, config.kind),
+        "ae_stream": config.stream,
+    }
+    return fields, {"encoder": {"autoencoder": trained.params}}
 
 
 def _prepare(run: AutoencoderRun) -> tuple[Examples, Autoencoder]:

@@ -96,6 +96,16 @@ class UnrealConfig(Config):
     hidden: tuple[int, ...] = (128,)
     lstm: tuple[int, ...] = (128,)  # () for an agent without memory
     noisy: bool = True  # NoisyNet heads
+    frozen: tuple[str, ...] = ()  # parameters that stay as they start, by how their paths start
+
+    # An autoencoder as encoder
+    autoencoder: str | None = (
+        None  # one of KINDS, whose latent variables the agent sees; None for convolutions
+    )
+    ae_layers: LayerConfig | None = None  # outer to inner; None: by the observation's shape
+    ae_stream: str | None = None  # observation stream that it encodes
+    ae_weight: float = 0.0  # of its own loss, on the rollouts
+    ae_beta: float = 1.0  # of a beta-VAE
 
     def __post_init__(self) -> None:
         """Checks every range."""
@@ -107,7 +117,9 @@ class UnrealConfig(Config):
             self._check(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
         for name in ("learning_rate", "max_grad_norm", "adam_epsilon", "ppo_epsilon"):
             self._check(name, getattr(self, name) > 0, "above 0")
-        for name in ("pc_weight", "vr_weight", "rp_weight", "value_weight", "entropy_beta", "rp_threshold"):
+        for name in ("value_weight", "entropy_beta", "rp_threshold", "ae_beta"):
+            self._check(name, getattr(self, name) >= 0, "at least 0")
+        for name in ("pc_weight", "vr_weight", "rp_weight", "ae_weight"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
         self._check("algorithm", self.algorithm in ALGORITHMS, f"one of {', '.join(ALGORITHMS)}")
         self._check(
@@ -119,6 +131,10 @@ class UnrealConfig(Config):
             self._check(name, all(size >= 1 for size in getattr(self, name) or ()), "sizes of at least 1")
         self._check("num_filters", self.num_filters != (), "None or at least one size")
         self._check("pc_cell", len(self.pc_cell) == 2 and min(self.pc_cell) >= 1, "two sizes of at least 1")
+        self._check("autoencoder", self.autoencoder in (None, *KINDS), f"None or one of {', '.join(KINDS)}")
+        self._check(
+            "ae_weight", self.ae_weight == 0 or self.autoencoder is not None, "0 without an autoencoder"
+        )
         final = self.entropy_beta_final
         self._check("entropy_beta_final", final is None or final >= 0, "None or at least 0")
         if self.algorithm == "ppo":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from btnn_jax import categorical, losses, targets
-from btnn_jax.policies import AgentInput, PolicyOutput, State, UnrealPolicy
+from btnn_jax.policies import AgentInput, PolicyOutput, State, UnrealPolicy, frozen_mask
 from btnn_jax.replay import Frames, Replay, ReplayState, Window
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.rollout import Rollout
@@ -143,6 +144,27 @@ def make_objective(
         loss, _ = losses.rp_loss(classes, logits, where=frames.where, axis_name=axis_name)
         return config.rp_weight * loss, {"reward_prediction_loss": loss}
 
+    def reconstruction(params: PyTree, batch: OnPolicy, sample_key: Array) -> tuple[Array, Metrics]:
+        """The loss of the encoder's autoencoder over the rollout: per example, in nats of unit variance."""
+        images, output = policy.apply(
+            {"params": params},
+            batch.rollout.inputs.observation,
+            rngs={"sample": sample_key},
+            method=UnrealPolicy.reconstruct,
+        )
+        weights = {"alpha": math.prod(images.shape[-3:]) / 2, "axis_name": axis_name}
+        if output.d_kl is None:
+            loss, _ = losses.ae_loss(images, output.y_hat, **weights)
+        else:
+            loss, _ = losses.beta_vae_loss(images, output.y_hat, output.d_kl, beta=config.ae_beta, **weights)
+        return config.ae_weight * loss, {"autoencoder_loss": loss}
+
+    def frozen(params: PyTree) -> PyTree:
+        if not config.frozen:
+            return params
+        mask = frozen_mask(params, config.frozen)
+        return jax.tree.map(lambda x, stays: jax.lax.stop_gradient(x) if stays else x, params, mask)
+
     def objective(
         params: PyTree,
         batch: OnPolicy,
@@ -151,7 +173,12 @@ def make_objective(
         replay_key: Array,
         entropy_beta: ArrayLike,
     ) -> tuple[Array, Metrics]:
+        params = frozen(params)
         loss, metrics = on_policy(params, batch, noise_key, entropy_beta)
+        if config.ae_weight:
+            replay_key, sample_key = jax.random.split(replay_key)
+            task_loss, task_metrics = reconstruction(params, batch, sample_key)
+            loss, metrics = loss + task_loss, metrics | task_metrics
         if replay is None or stored is None:
             return loss, metrics
         window_key, window_noise_key, frame_key, frame_noise_key = jax.random.split(replay_key, 4)

@@ -18,7 +18,7 @@ from btnn_jax.policies import (
     UnrealPolicy,
     action_distribution,
     as_image,
-    pixel_stream,
+    one_stream,
 )
 
 PyTree = Any
@@ -136,8 +136,8 @@ def make_rollout(
             pixel_change = None
             if pc_cell is not None:
                 pixel_change = _pixel_change(
-                    pixel_stream(time_step.final_observation, pc_stream),
-                    pixel_stream(actors.inputs.observation, pc_stream),
+                    one_stream(time_step.final_observation, pc_stream),
+                    one_stream(actors.inputs.observation, pc_stream),
                     pc_cell,
                 )
             record = Rollout(

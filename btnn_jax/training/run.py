@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from btnn_jax import envs
-from btnn_jax.envs.base import Environment
+from btnn_jax.envs.base import Environment, PyTree
 from btnn_jax.policies import UnrealPolicy
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.folder import Folder, Run, RunError, create_run, default_folder, first_line, read_run
@@ -40,6 +40,7 @@ def train(
     seed: int = 0,
     folder: Folder | None = None,
     env_params: Mapping[str, Any] | None = None,
+    pretrained: PyTree | None = None,
     reporter: Reporter | None = None,
     checkpoint_minutes: float = 5.0,
     keep: int = 2,
@@ -57,6 +58,7 @@ def train(
       seed: two runs with the same seed are the same.
       folder: new or empty; None for `runs/<env>-<algorithm>-seed<seed>-<date-time>`.
       env_params: parameters of the environment.
+      pretrained: parameters to start from in place of random ones, see `make_unreal`.
       reporter: what is told of the progress; None for a bar on a terminal and lines elsewhere.
       checkpoint_minutes: between two checkpoints; there is always one at the end.
       keep: how many of the newest checkpoints to keep.
@@ -68,7 +70,7 @@ def train(
       ModuleNotFoundError: a package of the extra `train` is missing.
     """
     run = Run(env, config, seed, dict(env_params or {}))
-    agent = make_agent(run)  # before the folder: what cannot be run leaves none
+    agent = make_agent(run, pretrained)  # before the folder: what cannot be run leaves none
     path = create_run(
         folder if folder is not None else default_folder(run.env, run.config.algorithm, run.seed), run
     )
@@ -122,8 +124,8 @@ def make_env(name: str, params: Mapping[str, Any]) -> Environment:
     return env
 
 
-def make_agent(run: Run) -> Agent:
-    """Binds all that `run` names.
+def make_agent(run: Run, pretrained: PyTree | None = None) -> Agent:
+    """Binds all that `run` names; `pretrained` as for `make_unreal`.
 
     Raises:
       RunError: the environment or one of its parameters is unknown, the agent does not fit it, or what the
@@ -132,7 +134,7 @@ def make_agent(run: Run) -> Agent:
     env = make_env(run.env, run.env_params)
     try:
         policy = make_unreal_policy(run.config, env)
-        init, step = make_unreal(run.config, env, policy=policy)
+        init, step = make_unreal(run.config, env, policy=policy, pretrained=pretrained)
         step = jax.jit(step, inline=True)  # traced here, and not again when it is compiled into the loop
         state = jax.eval_shape(init, jax.random.key(0))
         _, metrics = jax.eval_shape(step, state)

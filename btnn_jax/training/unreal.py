@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,17 @@ from jax.typing import ArrayLike
 
 from btnn_jax import losses, targets
 from btnn_jax.envs.base import Environment
-from btnn_jax.policies import UnrealPolicy, init_params, make_policy
+from btnn_jax.policies import (
+    UnrealPolicy,
+    as_image,
+    frozen_mask,
+    init_params,
+    make_policy,
+    one_stream,
+    with_pretrained,
+)
 from btnn_jax.replay import ReplayState, make_replay
+from btnn_jax.training.autoencode import default_layers, make_model
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.objective import OnPolicy, make_objective, take, to_replay
 from btnn_jax.training.rollout import Actors, make_rollout
@@ -49,7 +59,12 @@ def make_unreal_policy(config: UnrealConfig, env: Environment, **overrides: Any)
         "pc_cell": config.pc_cell,
         "pc_stream": config.pc_stream,
         "reward_prediction": config.rp_weight > 0,
+        "ae_stream": config.ae_stream,
     }
+    if config.autoencoder is not None:
+        shape = as_image(one_stream(env.observation, config.ae_stream).shape)
+        layers = config.ae_layers or default_layers(shape, config.autoencoder)
+        fields["autoencoder"] = make_model(config.autoencoder, layers)
     return make_policy(env.action_depths, env.observation, **{**fields, **overrides})
 
 
@@ -58,6 +73,7 @@ def make_unreal(
     env: Environment,
     *,
     policy: UnrealPolicy | None = None,
+    pretrained: PyTree | None = None,
     axis_name: str | None = None,
 ) -> tuple[Callable[[jax.Array], TrainState], Callable[[TrainState], tuple[TrainState, Metrics]]]:
     """Binds a configuration and an environment into `(init, step)`, both pure.
@@ -71,6 +87,8 @@ def make_unreal(
       config: what to learn and how.
       env: one environment.
       policy: the agent's network; None takes `make_unreal_policy(config, env)`.
+      pretrained: parameters to start from in place of random ones, a part of the policy's, see
+        `btnn_jax.policies.with_pretrained`; those that `config.frozen` names stay as they are.
       axis_name: axis of the `vmap` or `pmap` around both functions: one learner with `num_envs` environments
         on each device. Give `init` the same key everywhere, as
         `jax.pmap(init, axis_name)(jnp.broadcast_to(key, n))` does; then parameters start equal,
@@ -80,8 +98,8 @@ def make_unreal(
       `init(key) -> TrainState` and `step(state) -> (state, metrics)`, where metrics are float32 scalars:
       `policy_loss value_loss entropy explained_variance gradient_norm episode_return episode_length skipped
       learning_rate`, and, where they apply, `approx_kl clip_fraction noise_sigma pixel_control_loss
-      value_replay_loss reward_prediction_loss`. Losses are means over the gradient steps that were made, 0 if
-      all were skipped.
+      value_replay_loss reward_prediction_loss autoencoder_loss`. Losses are means over the gradient steps that
+      were made, 0 if all were skipped.
     """
     policy = policy or make_unreal_policy(config, env)
     reset, rollout = make_rollout(
@@ -105,6 +123,8 @@ def make_unreal(
             device = jax.lax.axis_index(axis_name)
             actors_key, learner_key = (jax.random.fold_in(k, device) for k in (actors_key, learner_key))
         params = init_params(policy, params_key, env.observation, rp_frames=config.rp_frames)
+        if pretrained is not None:
+            params = with_pretrained(params, pretrained)
         actors = reset(actors_key)
         stored = None
         if replay is not None:
@@ -247,9 +267,12 @@ def make_optimizer(config: UnrealConfig) -> optax.GradientTransformation:
 
     Its updates are still to be multiplied by minus the learning rate.
     """
-    return optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=config.adam_epsilon)
-    )
+    adam = optax.scale_by_adam(eps=config.adam_epsilon)
+    if config.frozen:  # no moments of what does not move
+        adam = optax.masked(
+            adam, lambda params: jax.tree.map(operator.not_, frozen_mask(params, config.frozen))
+        )
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adam)
 
 
 def minibatch_rows(key: jax.Array, config: UnrealConfig) -> jax.Array:

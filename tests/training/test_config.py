@@ -17,6 +17,8 @@ from btnn_jax.training.config import UnrealConfig
             {"learning_rate_schedule": "step"},
             "learning_rate_schedule must be one of constant, linear, cosine, got 'step'",
         ),
+        ({"autoencoder": "vae"}, "autoencoder must be None or one of conv2d, .*, got 'vae'"),
+        ({"ae_weight": 1.0}, r"ae_weight must be 0 without an autoencoder, got 1\.0"),
         ({"minibatches": 3}, "minibatches must be a divisor of num_envs=64, got 3"),
         ({"replay_length": 100}, "replay_length must be a multiple of rollout_length=32, got 100"),
         ({"replay_length": 32}, "replay_length must be at least .* = 64, got 32"),

@@ -220,6 +220,37 @@ def test_memory_does_not_double_with_the_replay():
     assert large.temp_size_in_bytes - small.temp_size_in_bytes < stored / 10
 
 
+AUTOENCODER = dataclasses.replace(
+    BARE, autoencoder="beta_vae", ae_layers=((4, (3, 3), (2, 2)),), ae_weight=0.1, ae_beta=0.01, lstm=()
+)
+
+
+def test_a_frozen_encoder_stays_and_the_rest_learns():
+    env = envs.make("probe-pixels")
+    fresh = make_unreal(AUTOENCODER, env)[0](jax.random.key(5)).params["encoder"]
+    part = {"encoder": {"autoencoder": fresh["autoencoder"]}}
+    config = dataclasses.replace(AUTOENCODER, frozen=("encoder/autoencoder",))
+    init, step = make_unreal(config, env, pretrained=part)
+    state = init(jax.random.key(0))
+    chex.assert_trees_all_equal(state.params["encoder"]["autoencoder"], fresh["autoencoder"])
+    after, metrics = jax.jit(step)(state)
+    chex.assert_trees_all_equal(after.params["encoder"]["autoencoder"], fresh["autoencoder"])
+    for name in ("stream_dense_0", "actor_critic"):
+        before, now = ({**s.params, **s.params["encoder"]}[name] for s in (state, after))
+        assert not np.array_equal(jax.tree.leaves(before)[-1], jax.tree.leaves(now)[-1])
+    assert metrics["autoencoder_loss"] > 0
+    assert "autoencoder" not in str(jax.tree_util.tree_leaves_with_path(state.opt_state))
+
+
+def test_the_autoencoder_learns_beside_the_agent():
+    env = envs.make("probe-pixels")
+    config = dataclasses.replace(AUTOENCODER, learning_rate=0.01, learning_rate_schedule="constant")
+    losses = [run(config, env, updates)[1]["autoencoder_loss"] for updates in (1, 60)]
+    assert losses[1] < losses[0] / 2
+    alone = dataclasses.replace(config, ae_weight=0.0)
+    assert "autoencoder_loss" not in run(alone, env, 1)[1]
+
+
 LEARN = dataclasses.replace(
     BARE, algorithm="a2c", num_envs=32, hidden=(16,), lstm=(), noisy=False, learning_rate=0.01, gae_lambda=0.9,
     discount=0.9, value_weight=1.0, total_steps=32 * 8 * 300, learning_rate_schedule="constant",
