@@ -17,10 +17,11 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jax import Array
 
+from btnn_jax.convolution import conv2d
 from btnn_jax.kernels import KernelMonitor
 from btnn_jax.layers import Conv2D, Linear
 from btnn_jax.networks import LayerNorm
-from btnn_jax.resize import resize2d
+from btnn_jax.resize import resize2d, resize_conv2d, taps_come_first
 
 __all__ = [
     "AutoencoderOutput",
@@ -169,16 +170,43 @@ class Conv2DDecoder(nn.Module):
                 f"layer_shapes must be {expected} and z end in the last of them for layer_config "
                 f"{self.layer_config} and pad {self.pad!r}, got {shapes} and z {z.shape}"
             )
-        types, x, layers = _types(self), z, []
+
+        def convolve(x: Array, shape: Shape, *settings: Any, name: str) -> Array:
+            layer = _ResizeConv2D(*settings, self.resize_method, name=name, **_types(self))
+            return layer(x, shape[:2])
+
+        x, layers = z, []
         levels = zip(self.layer_config[::-1], shapes[-2::-1], strict=True)
-        for k, ((num_filters, filter_size, _), (height, width, _)) in enumerate(levels, 1):
-            if self.pad == "VALID":
-                height, width = height + filter_size[0] - 1, width + filter_size[1] - 1
-            x = resize2d(x, (height, width), self.resize_method)
-            x = nn.elu(Conv2D(num_filters, filter_size, pad=self.pad, name=f"conv_{k}", **types)(x))
+        for k, ((num_filters, filter_size, _), shape) in enumerate(levels, 1):
+            x = nn.elu(convolve(x, shape, num_filters, filter_size, self.pad, name=f"conv_{k}"))
             layers.append(x)
-        layers.append(Conv2D(shapes[0][-1], self.layer_config[0][1], name="reconstruction", **types)(x))
-        return tuple(layers)
+        filter_size = self.layer_config[0][1]
+        return (*layers, convolve(x, shapes[0], shapes[0][-1], filter_size, "SAME", name="reconstruction"))
+
+
+class _ResizeConv2D(nn.Module):
+    """A `Conv2D` of a resized image, `[N..., H, W, C] -> [N..., *shape, num_filters]`."""
+
+    num_filters: int
+    filter_size: tuple[int, int]
+    pad: str
+    resize_method: str
+    dtype: Dtype | None
+    param_dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Array, shape: tuple[int, int]) -> Array:
+        kernel_shape, init = (*self.filter_size, x.shape[-1], self.num_filters), nn.initializers
+        kernel = self.param("kernel", init.glorot_uniform(), kernel_shape, self.param_dtype)
+        bias = self.param("bias", init.zeros, (self.num_filters,), self.param_dtype)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        if taps_come_first(x.shape, kernel.shape, shape):
+            y = resize_conv2d(x, kernel, shape, self.resize_method, self.pad)
+        else:
+            lost = (0, 0) if self.pad == "SAME" else [size - 1 for size in self.filter_size]
+            x = resize2d(x, (shape[0] + lost[0], shape[1] + lost[1]), self.resize_method)
+            y = conv2d(x, kernel, padding=self.pad)
+        return y + jnp.broadcast_to(bias, y.shape)
 
 
 class Conv2DAutoencoder(nn.Module):

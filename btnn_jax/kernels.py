@@ -9,8 +9,6 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from btnn_jax.resize import along
-
 
 class KernelMonitor:
     """Finds the input that excites a kernel most, by gradient ascent on its mean activation.
@@ -116,15 +114,13 @@ class KernelMonitor:
             output = self.layer_fn(signal[None])
             return jnp.mean(jnp.take(output, kernel, axis=-1).astype(jnp.float32))
 
-        blurs = [(axis, _gaussian(self.input_shape[axis], blur)) for axis in (0, 1)]
+        rows, columns = (_gaussian(size, blur) for size in self.input_shape[:2])
 
         def ascend(_: int, signal: Array) -> Array:
             gradient = jax.grad(activation)(signal)
             rms = jnp.sqrt(jnp.mean(jnp.square(gradient)))
             signal = (1 - l2) * (signal + step * gradient / (rms + 1e-5))
-            for axis, matrix in blurs:
-                signal = along(signal, matrix, axis)
-            return signal
+            return jnp.einsum("ih,jw,hwc->ijc", rows, columns, signal, precision="highest")
 
         return jax.lax.fori_loop(0, num_steps, ascend, signal)
 

@@ -1,6 +1,7 @@
-"""Resizing of images by interpolation, as a product with one small matrix per axis.
+"""Resizing of images by interpolation, alone and in front of a convolution.
 
-A product is as fast in its gradient as in itself, which gathering pixels is not.
+Each axis is a product with a small matrix of weights, which is as fast in its gradient as in itself; gathering
+pixels is not.
 """
 
 from __future__ import annotations
@@ -34,22 +35,93 @@ def resize2d(x: jax.Array, shape: tuple[int, int], method: str = "bilinear") -> 
     >>> resize2d(jnp.array([0.0, 1.0])[:, None, None], (4, 1))[:, 0, 0]
     Array([0.  , 0.25, 0.75, 1.  ], dtype=float32)
     """
+    _check(x, shape, method)
+    for axis, size in zip((-3, -2), shape, strict=True):
+        if x.shape[axis] != size:
+            x = _along(axis, interpolation_matrix(x.shape[axis], size, method), x)
+    return x
+
+
+def resize_conv2d(
+    x: jax.Array, kernel: jax.Array, shape: tuple[int, int], method: str = "bilinear", padding: str = "SAME"
+) -> jax.Array:
+    """Resizes images and convolves them: `conv2d(resize2d(x, size, method), kernel, (1, 1), padding)`.
+
+    Both are linear, so the taps' products can be taken before resizing, of as many pixels as `x` has, and there
+    is no need for the resized image.
+
+    Args:
+      x: float `[N..., H, W, C]` images, any number of leading axes.
+      kernel: `[kh, kw, C, O]`, the dtype of `x`.
+      shape: height and width `(h, w)` of the output.
+      method: of resizing, as in `resize2d`.
+      padding: "SAME" (`size` is `shape`), or "VALID" (`size` is `(h + kh - 1, w + kw - 1)`).
+
+    Returns:
+      `[N..., h, w, O]`, the dtype of `x`.
+
+    Raises:
+      ValueError: if the shapes do not fit, or the method or the padding is unknown.
+
+    >>> import jax.numpy as jnp
+    >>> resize_conv2d(jnp.ones((2, 4, 4, 3)), jnp.ones((3, 3, 3, 5)), (9, 7)).shape
+    (2, 9, 7, 5)
+    """
+    _check(x, shape, method)
+    if padding not in ("SAME", "VALID"):
+        raise ValueError(f'padding must be "SAME" or "VALID", got {padding!r}')
+    if kernel.ndim != 4 or kernel.shape[2] != x.shape[-1] or kernel.dtype != x.dtype:
+        raise ValueError(
+            f"kernel must be [kh, kw, C, O] of x, {x.dtype} {x.shape}; got {kernel.dtype} {kernel.shape}"
+        )
+    *lead, height, width, _ = x.shape
+    kh, kw, channels, features = kernel.shape
+    rows = _weights(height, shape[0], method, kh, padding)
+    columns = _weights(width, shape[1], method, kw, padding)
+    y = x @ kernel.transpose(2, 1, 0, 3).reshape(channels, kw * kh * features)
+    y = _along(-2, columns, y.reshape(*lead, height, width * kw, kh * features))
+    y = y.reshape(*lead, height, shape[1], kh, features).swapaxes(-3, -2)
+    return _along(-3, rows, y.reshape(*lead, height * kh, shape[1], features))
+
+
+def _check(x: jax.Array, shape: tuple[int, int], method: str) -> None:
     if method not in _WEIGHTS:
         raise ValueError(f"method must be one of {tuple(_WEIGHTS)}, got {method!r}")
     if x.ndim < 3 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x must be floating [..., H, W, C], got {x.dtype} {x.shape}")
     if min(*shape, *x.shape[-3:-1]) < 1:
         raise ValueError(f"images must not be empty, got {x.shape} to resize to {tuple(shape)}")
-    for axis, size in zip((-3, -2), shape, strict=True):
-        if x.shape[axis] != size:
-            x = along(x, interpolation_matrix(x.shape[axis], size, method), axis)
-    return x
 
 
-def along(x: jax.Array, matrix: np.ndarray | jax.Array, axis: int) -> jax.Array:
-    """Multiplies `matrix [n, m]` with an axis of length m of `x`: `y[..., p, ...] = matrix[p, i] x[..., i, ...]`."""
-    matrix = jnp.asarray(matrix, x.dtype)
-    y = jnp.tensordot(x, matrix, ((axis,), (1,)), precision="highest")
+def taps_come_first(image: tuple[int, ...], kernel: tuple[int, ...], shape: tuple[int, int]) -> bool:
+    """Whether `resize_conv2d` does less than resizing first, as it does for signals and small images.
+
+    Counted for each feature: multiplications, and the numbers copied into patches.
+
+    Args:
+      image: `(..., H, W, C)`.
+      kernel: `(kh, kw, C, O)`.
+      shape: height and width of the output.
+    """
+    (height, width), (h, w), (kh, kw, channels, features) = image[-3:-1], shape, kernel
+    taps = height * width * channels * kh * kw + height * w * kh * width * kw + h * w * height * kh
+    resizing = (height * w * width + h * w * height) * channels / features if (height, width) != (h, w) else 0
+    return taps < resizing + h * w * channels * kh * kw * (1 + 1 / features)
+
+
+def _weights(size: int, new_size: int, method: str, taps: int, padding: str) -> np.ndarray:
+    """`[new_size, size * taps]`: new pixel p sees, through tap t, the resized pixel `p + t - low`."""
+    more = taps - 1
+    low = more // 2 if padding == "SAME" else 0
+    resized = interpolation_matrix(size, new_size + (more if padding == "VALID" else 0), method)
+    resized = np.pad(resized, ((low, more - low), (0, 0)))
+    seen = np.stack([resized[t : t + new_size] for t in range(taps)], axis=-1)
+    return seen.reshape(new_size, size * taps)
+
+
+def _along(axis: int, weights: np.ndarray, x: jax.Array) -> jax.Array:
+    """`y[..., p, ...] = sum over i of weights[p, i] x[..., i, ...]` along `axis`."""
+    y = jnp.tensordot(x, jnp.asarray(weights, x.dtype), ((axis,), (1,)), precision="highest")
     return jnp.moveaxis(y, -1, axis)
 
 
