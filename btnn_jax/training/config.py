@@ -197,12 +197,12 @@ class AutoencoderConfig(Config):
 
     # Examples
     columns: tuple[str, ...] = ()  # of a series; () for its bars, or else for all but the volume
-    window: int = 32  # rows of a window of a series
+    window: int = 64  # rows of a window of a series
     stride: int = 1  # rows between the starts of two windows
     frames: int = 20_000  # of an environment
     stream: str | None = None  # of an environment's observations, where there are several
     validation: float = 0.2  # fraction of the time, at its end
-    embargo: int = 32  # rows or steps left out before it
+    embargo: int = 64  # rows or steps left out before it
 
     # Network
     kind: str = "conv2d"
@@ -215,7 +215,7 @@ class AutoencoderConfig(Config):
     beta_warmup_steps: int = 0  # gradient steps in which beta rises linearly from 0
 
     # Optimizer
-    steps: int = 20_000  # gradient steps of the whole run; the learning rate reaches 0 there
+    steps: int = 5_000  # gradient steps of the whole run; the learning rate reaches 0 there
     batch: int = 128  # examples in each
     learning_rate: float = 1e-3
     max_grad_norm: float = 1.0  # of all gradients together
