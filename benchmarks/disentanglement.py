@@ -24,7 +24,7 @@ NOISE = 0.1
 LENGTH, WINDOWS, BINS = 32, 8192, 20
 CONFIG = AutoencoderConfig(
     kind="beta_vae", layer_config=((32, (3, 1), (2, 1)), (32, (3, 1), (2, 1)), (2, (3, 1), (1, 1))), batch=64,
-    learning_rate=1e-3, steps=6000, steps_per_update=500, beta_warmup_steps=2000,
+    learning_rate=1e-3, steps=4000, steps_per_update=500, beta_warmup_steps=1000,
 )  # fmt: skip
 
 
