@@ -37,24 +37,22 @@ def _channel_wise(channels: int, batch: int) -> tuple[Program, Program]:
 
 
 def _compilation(channels: int, peer_channels: int) -> tuple[Program, Program]:
-    """Times compiling a bank, of the peer's number of channels in `peer`."""
+    """Tracing and compiling a bank's gradient, of `channels` and of `peer_channels`."""
 
     def compiler(channels: int) -> Program:
         module, params, x = _bank(channels, 4)
-        lowered = jax.jit(jax.grad(partial(_loss, module))).lower(params, x)
 
         def compile_anew() -> None:
-            lowered.compile()
+            jax.jit(lambda p, x: jax.grad(partial(_loss, module))(p, x)).lower(params, x).compile()
 
         return compile_anew
 
     return compiler(channels), compiler(peer_channels)
 
 
-def _kernels(kernels: int) -> tuple[Program, Program]:
-    """What each kernel of a second layer looks for, in one call and one after the other."""
-    encoder = Conv2DEncoder(((16, (3, 3), (2, 2)), (kernels, (3, 3), (2, 2))))
-    shape = (12, 12, 3)
+def _kernels(kernels: int, *, dispatch_steps: bool) -> tuple[Program, Program]:
+    """What each kernel of a layer looks for, in one call and one after the other."""
+    encoder, shape = Conv2DEncoder(((kernels, (3, 1), (2, 1)),)), (30, 1, 3)
     variables = encoder.init(jax.random.key(0), jnp.zeros((1, *shape)))
     monitor = KernelMonitor(lambda x: encoder.apply(variables, x)[-1], shape)
     start = jax.random.uniform(jax.random.key(1), shape)
@@ -62,7 +60,16 @@ def _kernels(kernels: int) -> tuple[Program, Program]:
     def one_by_one() -> Any:
         return [monitor.fit(None, k, start=start) for k in range(kernels)]
 
-    return lambda: monitor.fit_all(None, start=start), one_by_one
+    def step_by_step() -> Any:
+        signals = []
+        for k in range(kernels):
+            signal = start
+            for _ in range(40):
+                signal = monitor.fit(None, k, num_steps=1, start=signal)
+            signals.append(signal)
+        return signals
+
+    return lambda: monitor.fit_all(None, start=start), step_by_step if dispatch_steps else one_by_one
 
 
 _LOOP = "a Python loop of autoencoders"
@@ -73,5 +80,6 @@ CASES = (
     Case("3 channel-wise autoencoders, gradient, B=64", _LOOP, lambda: _channel_wise(3, 64)),
     Case("16 channel-wise autoencoders, gradient, B=64", _LOOP, lambda: _channel_wise(16, 64), 1.0),
     Case("compiling 16 channel-wise autoencoders", "compiling 3", lambda: _compilation(16, 3), 0.77),
-    Case("what 64 kernels look for, 12x12", "64 calls of fit", lambda: _kernels(64), 10.0),
+    Case("what 64 kernels look for", "64 calls of fit", lambda: _kernels(64, dispatch_steps=False), 1.0),
+    Case("what 64 kernels look for", "a call per step", lambda: _kernels(64, dispatch_steps=True), 10.0),
 )

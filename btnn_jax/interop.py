@@ -99,17 +99,14 @@ def _read(module: nn.Module, read: _Reader, inputs: int | None = None) -> Params
 
 
 def _linear(module: layers.Linear, read: _Reader, inputs: int | None) -> Params:
-    kernel = read("w", (inputs, module.size))
-    return {"kernel": kernel, "bias": read("b", kernel.shape[1:])}
+    return {"kernel": read("w", (inputs, module.size)), "bias": read("b", (module.size,))}
 
 
 def _noisy_linear(module: layers.NoisyLinear, read: _Reader, inputs: int | None) -> Params:
     kernel = read("w_mu", (inputs, module.size))
     params = {"kernel_mu": kernel, "kernel_sigma": read("w_sigma", kernel.shape)}
     if module.use_bias:
-        params |= {
-            name: read(name.replace("bias", "b"), kernel.shape[1:]) for name in ("bias_mu", "bias_sigma")
-        }
+        params |= {"bias_mu": read("b_mu", (module.size,)), "bias_sigma": read("b_sigma", (module.size,))}
     return params
 
 

@@ -111,8 +111,8 @@ class KernelMonitor:
         self, signal: Array, kernel: Array, step: Array, num_steps: Array, l2: Array, blur: Array
     ) -> Array:
         def activation(signal: Array) -> Array:
-            output = self.layer_fn(signal[None])
-            return jnp.mean(jnp.take(output, kernel, axis=-1).astype(jnp.float32))
+            activations = self.layer_fn(signal[None]).astype(jnp.float32).mean((0, 1, 2))
+            return jnp.vdot(activations, jax.nn.one_hot(kernel, self.num_kernels))
 
         rows, columns = (_gaussian(size, blur) for size in self.input_shape[:2])
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from btnn_jax import layers, networks
+from btnn_jax import ae, layers, networks
 from btnn_jax.interop import from_btgym
 
 LAYERS = {
@@ -51,8 +51,43 @@ def conv(golden):
     return networks.Conv2DNetwork((8, 8, 16, 16)), golden("net_conv_2d").variables
 
 
+CONFIG = ((8, (3, 1), (2, 1)),) * 3
+
+AUTOENCODERS = {
+    "ae_encoder": ae.Conv2DEncoder(CONFIG),
+    "ae_conv2d_bilinear": ae.Conv2DAutoencoder(CONFIG),
+    "ae_channel_wise": ae.ChannelWiseConv2DAutoencoder(CONFIG),
+    "ae_beta_vae": ae.BetaVAEConv2D(CONFIG),
+}
+
+
+@pytest.mark.parametrize("case", AUTOENCODERS)
+def test_autoencoders_have_the_parameters_of_their_own_initialisation(case, golden):
+    g, module = golden(case), AUTOENCODERS[case]
+    keys = {"params": jax.random.key(0), "sample": jax.random.key(1)}
+    expected = jax.eval_shape(module.init, keys, g.inputs["x"])["params"]
+    params = from_btgym(module, {f"global/{name}:0": array for name, array in g.variables.items()})
+    chex.assert_trees_all_equal_shapes_and_dtypes(params, expected)
+
+
+def test_a_decoder_alone(golden):
+    variables = golden("ae_conv2d_bilinear").variables
+    decoder = ae.Conv2DDecoder(ae.encoded_shapes((30, 1, 3), CONFIG), CONFIG)
+    expected = from_btgym(ae.Conv2DAutoencoder(CONFIG), variables)["decoder"]
+    own = {name: array for name, array in variables.items() if "/decoder/" in name}
+    chex.assert_trees_all_equal(from_btgym(decoder, own), expected)
+
+
+def channel_wise(golden):
+    return ae.ChannelWiseConv2DAutoencoder(CONFIG), golden("ae_channel_wise").variables
+
+
+def beta_vae(golden):
+    return ae.BetaVAEConv2D(CONFIG), golden("ae_beta_vae").variables
+
+
 @pytest.mark.parametrize("rename", ["{}", "{}:0", "global/policy/{}", "worker_1/{}:0"])
-@pytest.mark.parametrize("network", [dense_rp, conv])
+@pytest.mark.parametrize("network", [dense_rp, conv, channel_wise])
 def test_outer_scopes_do_not_matter(network, rename, golden):
     module, variables = network(golden)
     renamed = from_btgym(module, {rename.format(name): array for name, array in variables.items()})
@@ -71,6 +106,13 @@ def test_a_missing_variable_is_named(golden):
         kept = {k: v for k, v in variables.items() if k != name}
         with pytest.raises(ValueError, match=f"{name.replace('//', '/')}' is missing"):
             from_btgym(module, kept)
+
+
+def test_a_missing_channel_is_named(golden):
+    module, variables = channel_wise(golden)
+    kept = {name: array for name, array in variables.items() if "/ae_channel_1/" not in name}
+    with pytest.raises(ValueError, match="ae_channel_1/encoder/conv_kernels_1/W' is missing"):
+        from_btgym(module, kept)
 
 
 def test_unused_variables_are_named(golden):
@@ -94,6 +136,10 @@ def test_variables_of_two_networks_are_named(golden):
         (conv, "conv2d/_layer_2/W", (3, 3, 7, 8), "3, 3, 8, 8"),
         (conv, "conv2d/_layer_2/b", (8,), "1, 1, 1, 8"),
         (conv, "conv2d/conv2d_norm_layer_3/gamma", (8,), "16"),
+        (channel_wise, "cw_conv2d_autoencoder/ae_channel_1/hidden_dense//w", (32, 31), "32, 32"),
+        (beta_vae, "vae_conv2d/encoder/LayerNorm_1/beta", (7,), "8"),
+        (beta_vae, "vae_conv2d/decoder/decoded_y_hat/W", (3, 1, 8, 2), "3, 1, 8, 3"),
+        (beta_vae, "vae_conv2d/dec_dense//w", (32, 32), "16, 32"),
     ],
 )
 def test_a_wrong_shape_is_named(network, name, shape, expected, golden):
