@@ -42,7 +42,7 @@ class Autoencoder(NamedTuple):
     features: Callable[[PyTree, jax.Array], tuple[jax.Array, ...]]  # (params, x) -> the encoder's layers
 
 
-def default_layers(shape: tuple[int, ...], kind: str = "conv2d") -> LayerConfig:
+def default_layers(shape: tuple[int, ...], kind: str) -> LayerConfig:
     """The layers for examples `[H, W, C]`: one latent variable a step of a signal, four every 4 x 4 places of an image.
 
     >>> default_layers((32, 1, 4), "beta_vae")  # half of the innermost features become latent variables
