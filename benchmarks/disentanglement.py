@@ -14,6 +14,7 @@ import math
 
 import jax
 import numpy as np
+import scipy.stats
 
 from btnn_jax.data.generators import sine_windows
 from btnn_jax.training.autoencode import make_autoencoder
@@ -62,14 +63,15 @@ def train(beta: float, seeds: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def interval(x: np.ndarray) -> str:
-    """Mean and half the width of its 95% interval (normal)."""
-    return f"{x.mean():.3f} +- {1.96 * x.std(ddof=1) / math.sqrt(len(x)):.3f}"
+    """Mean and half the width of its 95% interval (Student's t)."""
+    width = scipy.stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))
+    return f"{x.mean():.3f} +- {width:.3f}"
 
 
 def main() -> None:
     """Prints a row for each beta, the differences to beta = 1 paired by seed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.disentanglement")
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=8)
     seeds = parser.parse_args().seeds
     print("| beta | mutual information gap | difference to beta = 1 | squared error | KL, nats |")
     print("|---:|---:|---:|---:|---:|")
