@@ -192,8 +192,9 @@ def make_unreal(
             lambda_=config.gae_lambda,
         )
         batch = OnPolicy(record, advantage, returns, state.actors.core)
-        learning_rate = jnp.asarray(learning_rate_at(state.update), jnp.float32)
-        progress = state.update.astype(jnp.float32) / config.num_updates
+        update = state.update.astype(jnp.float32)
+        learning_rate = jnp.asarray(learning_rate_at(update), jnp.float32)
+        progress = update / config.num_updates
         entropy_beta: ArrayLike = config.entropy_beta
         if config.entropy_beta_final is not None:
             entropy_beta = config.entropy_beta + progress * (config.entropy_beta_final - config.entropy_beta)

@@ -10,7 +10,7 @@ import pytest
 from btnn_jax import envs
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.evaluate import make_evaluate, make_evaluate_random
-from btnn_jax.training.unreal import make_optimizer, make_unreal, make_unreal_policy
+from btnn_jax.training.unreal import make_learning_rate, make_optimizer, make_unreal, make_unreal_policy
 
 TINY = UnrealConfig(
     num_envs=4,
@@ -163,6 +163,16 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted():
     third, metrics = step(second)
     assert metrics["skipped"] == 4
     assert not np.array_equal(jax.tree.leaves(second.params)[0], jax.tree.leaves(third.params)[0])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle", "end"), [("constant", 1, 1), ("linear", 0.5, 0), ("cosine", 0.5, 0)]
+)
+def test_the_learning_rate_follows_its_schedule(schedule, middle, end):
+    config = dataclasses.replace(TINY, learning_rate_schedule=schedule)
+    learning_rate = jax.jit(make_learning_rate(config))
+    rates = [learning_rate(jnp.float32(config.num_updates * part)) for part in (0, 0.5, 1)]
+    np.testing.assert_allclose(rates, config.learning_rate * np.array([1, middle, end]), atol=1e-9)
 
 
 def test_the_global_norm_is_bounded():
