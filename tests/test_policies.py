@@ -1,3 +1,5 @@
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -52,6 +54,11 @@ def small(observation, depths=4, **fields):
     return policy, init_params(policy, jax.random.key(1), observation)
 
 
+def means(policy, **fields):
+    """`policy.apply` without noise, compiled as one."""
+    return jax.jit(functools.partial(policy.apply, deterministic=True, **fields))
+
+
 @pytest.mark.parametrize("observation", [IMAGE, PHOTO, SIGNAL], ids=["image", "uint8", "signal"])
 def test_the_pixel_control_grid_is_the_pixel_changes(observation):
     policy, params = small(observation, pc_cell=(2, 2) if observation is not PHOTO else (4, 4))
@@ -60,10 +67,8 @@ def test_the_pixel_control_grid_is_the_pixel_changes(observation):
     change = pixel_change_2d_estimator(
         frames[1:], frames[:-1], stride=(2, 2) if observation is not PHOTO else (4, 4)
     )
-    output, _ = policy.apply({"params": params}, inputs, policy.initial_state(3), deterministic=True)
-    q = policy.apply(
-        {"params": params}, output.features, deterministic=True, method=UnrealPolicy.pixel_control
-    )
+    output, _ = means(policy)({"params": params}, inputs, policy.initial_state(3))
+    q = means(policy, method=UnrealPolicy.pixel_control)({"params": params}, output.features)
     assert q.shape == (5, *change.shape[1:], 4)
 
 
@@ -151,12 +156,12 @@ def test_held_noise_repeats_and_new_noise_differs():
 def test_bfloat16_computes_but_answers_in_float32():
     policy, params = small(IMAGE, dtype=jnp.bfloat16)
     inputs = make_inputs(IMAGE, 4)
-    output, core = policy.apply({"params": params}, inputs, policy.initial_state(3), deterministic=True)
+    output, core = means(policy)({"params": params}, inputs, policy.initial_state(3))
     assert {x.dtype for x in jax.tree.leaves((output.logits, output.value, core, params))} == {
         jnp.dtype("float32")
     }
     assert output.features.dtype == jnp.bfloat16
-    exact, _ = small(IMAGE)[0].apply({"params": params}, inputs, policy.initial_state(3), deterministic=True)
+    exact, _ = means(small(IMAGE)[0])({"params": params}, inputs, policy.initial_state(3))
     np.testing.assert_allclose(output.value, exact.value, atol=0.05)
 
 
@@ -201,7 +206,7 @@ def test_the_gradient_of_a_black_frame_is_finite():
         output, _ = policy.apply({"params": params}, black, policy.initial_state(2), deterministic=True)
         return jnp.sum(output.value)
 
-    assert np.isfinite(optax.tree.norm(jax.grad(loss)(params)))
+    assert np.isfinite(optax.tree.norm(jax.jit(jax.grad(loss))(params)))
 
 
 def test_no_two_noisy_layers_share_noise():
@@ -231,18 +236,19 @@ def test_an_autoencoder_takes_the_place_of_the_convolutions(model):
         "autoencoder", "bars_dense_0", "other_conv", "other_dense_0", "position_dense_0",
     }  # fmt: skip
     inputs = make_inputs(observation, 4)
-    images, output = policy.apply(
-        {"params": params}, inputs.observation, rngs={"sample": jax.random.key(3)}, method="reconstruct"
-    )
+    reconstruct = jax.jit(functools.partial(policy.apply, method="reconstruct"))
+    images, output = reconstruct({"params": params}, inputs.observation, rngs={"sample": jax.random.key(3)})
     np.testing.assert_array_equal(images, inputs.observation["bars"][..., None, :])
     assert output.y_hat.shape == images.shape == (5, 3, 30, 1, 5)
 
     # What the agent sees of the stream is the latent variables, without noise, and nothing of the decoder.
-    def answer(part):
+    @jax.jit
+    @jax.grad
+    def gradient(part):
         changed = with_pretrained(params, {"encoder": {"autoencoder": part}})
-        return policy.apply({"params": changed}, inputs, policy.initial_state(3), deterministic=True)[0].value
+        return means(policy)({"params": changed}, inputs, policy.initial_state(3))[0].value.sum()
 
-    leaves = jax.tree_util.tree_leaves_with_path(jax.jacobian(answer)(params["encoder"]["autoencoder"]))
+    leaves = jax.tree_util.tree_leaves_with_path(gradient(params["encoder"]["autoencoder"]))
     reaches = {jax.tree_util.keystr(path): float(jnp.abs(x).max()) > 0 for path, x in leaves}
     assert {
         any(word in path for word in ("decoder", "generator")) != used for path, used in reaches.items()

@@ -45,10 +45,10 @@ def compile_once():
     patch = pytest.MonkeyPatch()
     compiled, make_agent, compile_step = {}, runs.make_agent, loop._compile
 
-    def cached_agent(run):
+    def cached_agent(run, pretrained=None):
         key = repr(dataclasses.replace(run, seed=0))
         if key not in compiled:
-            compiled[key] = make_agent(run)
+            compiled[key] = make_agent(run, pretrained)
         return compiled[key]
 
     def cached_compile(program, reporter):
@@ -258,7 +258,7 @@ def test_what_cannot_run_leaves_no_folder(tmp_path):
 
 
 def test_a_step_that_cannot_be_traced_leaves_no_folder(tmp_path, monkeypatch):
-    def make_broken(config, env, policy):
+    def make_broken(config, env, policy, pretrained):
         def step(state):
             raise ValueError("no such step\nin detail")
 
