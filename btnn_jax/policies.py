@@ -364,6 +364,8 @@ def one_stream(observation: PyTree, name: str | None = None) -> jax.Array:
       ValueError: there is no such stream, or no name to tell several apart.
     """
     if not isinstance(observation, Mapping):
+        if name is not None:
+            raise ValueError(f"the observation has one stream, without a name, got {name!r}")
         return observation
     if name is None and len(observation) == 1:
         name = next(iter(observation))

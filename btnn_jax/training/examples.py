@@ -24,7 +24,7 @@ from btnn_jax.data import (
     windows,
 )
 from btnn_jax.envs.base import Environment, check_known
-from btnn_jax.policies import action_distribution, as_image
+from btnn_jax.policies import action_distribution, as_image, one_stream
 from btnn_jax.training.config import AutoencoderConfig
 from btnn_jax.training.folder import RunError, first_line
 from btnn_jax.training.run import make_env
@@ -119,7 +119,7 @@ def environment_frames(env: Environment, config: AutoencoderConfig, seed: int) -
     Raises:
       ValueError: the environment shows no image, or too few frames are asked for.
     """
-    shape = as_image(_stream(env.observation, config.stream).shape)
+    shape = as_image(one_stream(env.observation, config.stream).shape)
     steps = -(-config.frames // _NUM_ENVS)
     parts = split(steps, (1 - config.validation, config.validation), embargo=config.embargo)
     frames = jax.jit(lambda key: play_randomly(env, key, steps, config.stream))(jax.random.key(seed))
@@ -146,18 +146,6 @@ def play_randomly(env: Environment, key: jax.Array, steps: int, stream: str | No
         action = action_distribution(logits).sample(seed=act_key)
         keys = jax.random.split(env_key, _NUM_ENVS)
         state, time_step = jax.vmap(env.step)(keys, state, action)
-        return (state, time_step.observation), _stream(observation, stream)
+        return (state, time_step.observation), one_stream(observation, stream)
 
     return jax.lax.scan(one_step, (state, observation), jax.random.split(key, steps))[1]
-
-
-def _stream(observation: Any, name: str | None) -> Any:
-    if not isinstance(observation, Mapping):
-        if name is not None:
-            raise ValueError(f"the observation has one stream, without a name, got {name!r}")
-        return observation
-    if name is None and len(observation) == 1:
-        return next(iter(observation.values()))
-    if name not in observation:
-        raise ValueError(f"the observation has the streams {', '.join(observation)}; name one, got {name!r}")
-    return observation[name]
