@@ -165,9 +165,17 @@ class Conv1DNetwork(nn.Module):
 
 
 def _orthogonal_gates(key: Array, shape: tuple[int, int], dtype: Dtype) -> Array:
-    """One orthogonal matrix per gate, side by side `[H, 4 * H]`."""
-    gates = [nn.initializers.orthogonal()(k, (shape[0], shape[0]), dtype) for k in jax.random.split(key, 4)]
-    return jnp.concatenate(gates, axis=1)
+    """One orthogonal matrix per gate, side by side `[H, 4 * H]`.
+
+    `vmap` over it goes from one matrix to the next: two batched QR factorizations at once can block XLA's threads on a
+    CPU of two cores for ever (jaxlib 0.10).
+    """
+
+    @jax.custom_batching.sequential_vmap
+    def gate(key: Array) -> Array:
+        return nn.initializers.orthogonal()(key, (shape[0], shape[0]), dtype)
+
+    return jnp.concatenate([gate(k) for k in jax.random.split(key, 4)], axis=1)
 
 
 class _LSTMLayer(nn.Module):

@@ -1,5 +1,7 @@
 import functools
+import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -311,6 +313,22 @@ def test_lstm_network_starts_with_orthogonal_recurrence():
     gates = np.stack(np.split(params["layer_0"]["kernel_h"], 4, axis=1))
     assert_close(gates @ gates.swapaxes(1, 2), np.broadcast_to(np.eye(4), (4, 4, 4)))
     assert (gates[0] != gates[1]).any()
+
+
+def test_lstm_network_starts_under_vmap_without_batched_factorizations():
+    """Two of them at once wait for ever for each other's threads on a CPU of two cores."""
+    network = LSTMNetwork((4, 3))
+
+    def start(key):
+        return network.init(key, normals(1, 1, 3), network.initial_state(1))
+
+    keys = jax.random.split(jax.random.key(0), 5)
+    program = str(jax.make_jaxpr(jax.vmap(start))(keys))
+    ranks = [shape.count(",") + 1 for shape in re.findall(r"f32\[([\d,]+)\] = qr\[", program)]
+    assert ranks
+    assert set(ranks) == {2}
+    one = jax.tree.map(lambda leaf: leaf[2], jax.jit(jax.vmap(start))(keys))
+    chex.assert_trees_all_close(one, jax.jit(start)(keys[2]), atol=1e-6)
 
 
 # Heads.
