@@ -27,13 +27,14 @@ from jax.typing import ArrayLike
 from btnn_jax.categorical import log_prob, log_prob_and_entropy, matching_leaves, one_hot
 
 PyTree = Any
+AxisName = str | tuple[str, ...]
 Metrics = dict[str, Array]
 
 # A ratio of probabilities beyond exp(20) = 5e8 says only "astray"; its exponential must not reach infinity.
 _MAX_LOG_RATIO = 20.0
 
 
-def masked_mean(x: Array, where: Array | None = None, *, axis_name: str | None = None) -> Array:
+def masked_mean(x: Array, where: Array | None = None, *, axis_name: AxisName | None = None) -> Array:
     """Mean of `x` over all axes, counting only the included rows: `sum(x where included) / count`.
 
     Args:
@@ -61,7 +62,7 @@ def masked_mean(x: Array, where: Array | None = None, *, axis_name: str | None =
 
 
 def explained_variance(
-    returns: Array, values: Array, where: Array | None = None, *, axis_name: str | None = None
+    returns: Array, values: Array, where: Array | None = None, *, axis_name: AxisName | None = None
 ) -> Array:
     """How much of the returns' variance the values explain: `1 - Var(returns - values) / Var(returns)`.
 
@@ -98,7 +99,7 @@ def aac_loss(
     entropy_beta: ArrayLike = 0.01,
     value_weight: ArrayLike = 0.5,
     where: Array | None = None,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> tuple[Array, Metrics]:
     """Advantage actor-critic loss.
 
@@ -158,7 +159,7 @@ def ppo_loss(
     epsilon: ArrayLike = 0.2,
     value_weight: ArrayLike = 1.0,
     where: Array | None = None,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> tuple[Array, Metrics]:
     """Proximal policy optimization loss with a clipped ratio `r = pi(a) / pi_old(a)`.
 
@@ -220,7 +221,7 @@ def ppo_loss(
 
 
 def value_fn_loss(
-    returns: Array, values: Array, *, where: Array | None = None, axis_name: str | None = None
+    returns: Array, values: Array, *, where: Array | None = None, axis_name: AxisName | None = None
 ) -> tuple[Array, Metrics]:
     """Squared error of a value function, `mean((return - value)^2)`; UNREAL's value replay.
 
@@ -246,7 +247,7 @@ def value_fn_loss(
 
 
 def pc_loss(
-    actions: PyTree, targets: PyTree, q: PyTree, *, where: Array | None = None, axis_name: str | None = None
+    actions: PyTree, targets: PyTree, q: PyTree, *, where: Array | None = None, axis_name: AxisName | None = None
 ) -> tuple[Array, Metrics]:
     """Pixel control loss, `mean over N of the sum over the grid of (target - q[action])^2`.
 
@@ -283,7 +284,7 @@ def pc_loss(
 
 
 def rp_loss(
-    targets: Array, logits: Array, *, where: Array | None = None, axis_name: str | None = None
+    targets: Array, logits: Array, *, where: Array | None = None, axis_name: AxisName | None = None
 ) -> tuple[Array, Metrics]:
     """Reward prediction loss, the cross-entropy `mean(-log softmax(logits)[target])`.
 
@@ -317,7 +318,7 @@ def ae_loss(
     *,
     alpha: ArrayLike = 1.0,
     where: Array | None = None,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> tuple[Array, Metrics]:
     """Autoencoder loss, `alpha sum over streams of mean((target - reconstruction)^2)`.
 
@@ -355,7 +356,7 @@ def beta_vae_loss(
     beta: ArrayLike = 1.0,
     kl_reduction: str = "sum",
     where: Array | None = None,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> tuple[Array, Metrics]:
     """Loss of a beta-VAE, `alpha reconstruction error + beta mean over N of KL(posterior || prior)`.
 
@@ -394,7 +395,7 @@ def _actor_critic(
     return loss, {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
 
 
-def _pmean(x: Array, axis_name: str | None) -> Array:
+def _pmean(x: Array, axis_name: AxisName | None) -> Array:
     return x if axis_name is None else jax.lax.pmean(x, axis_name)  # type: ignore[no-untyped-call]
 
 

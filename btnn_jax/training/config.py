@@ -8,6 +8,7 @@ from typing import Any, Self
 
 ALGORITHMS = ("a2c", "ppo")
 SCHEDULES = ("constant", "linear", "cosine")
+PRECISIONS = ("float32", "bfloat16")
 KINDS = ("conv2d", "channel_wise", "beta_vae")
 RESIZE_METHODS = ("bilinear", "nearest", "bicubic", "area")
 PADS = ("SAME", "VALID")
@@ -55,7 +56,8 @@ class UnrealConfig(Config):
     """
 
     # Experience
-    num_envs: int = 64  # environments stepped side by side, on each device
+    shards: int = 1  # learners side by side that average their gradients; devices divide them among themselves
+    num_envs: int = 64  # environments stepped side by side, in each shard
     rollout_length: int = 32  # steps of each environment per update; also the length of replayed sequences
     total_steps: int = 400_000  # environment steps of the whole run; the schedules end there
     discount: float = 0.99
@@ -96,6 +98,7 @@ class UnrealConfig(Config):
     hidden: tuple[int, ...] = (128,)
     lstm: tuple[int, ...] = (128,)  # () for an agent without memory
     noisy: bool = True  # NoisyNet heads
+    precision: str = "float32"  # of the network's computations; parameters, memory, logits and losses are float32
     frozen: tuple[str, ...] = ()  # parameters that stay as they start, by how their paths start
 
     # An autoencoder as encoder
@@ -109,7 +112,7 @@ class UnrealConfig(Config):
 
     def __post_init__(self) -> None:
         """Checks every range."""
-        for name in ("num_envs", "rollout_length", "total_steps", "epochs", "minibatches", "rp_frames"):
+        for name in ("shards", "num_envs", "rollout_length", "total_steps", "epochs", "minibatches", "rp_frames"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("replay_length", "replay_batch", "rp_batch"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
@@ -127,6 +130,7 @@ class UnrealConfig(Config):
             self.learning_rate_schedule in SCHEDULES,
             f"one of {', '.join(SCHEDULES)}",
         )
+        self._check("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         for name in ("hidden", "lstm", "num_filters"):
             self._check(name, all(size >= 1 for size in getattr(self, name) or ()), "sizes of at least 1")
         self._check("num_filters", self.num_filters != (), "None or at least one size")
@@ -171,8 +175,8 @@ class UnrealConfig(Config):
 
     @property
     def steps_per_update(self) -> int:
-        """Environment steps of one call of `step`."""
-        return self.num_envs * self.rollout_length
+        """Environment steps of one call of `step`, in all shards."""
+        return self.shards * self.num_envs * self.rollout_length
 
     @property
     def num_updates(self) -> int:
@@ -181,7 +185,7 @@ class UnrealConfig(Config):
 
     @property
     def gradients_per_update(self) -> int:
-        """Gradient steps of one call of `step`."""
+        """Gradient steps of one call of `step`, which all shards make together."""
         return self.epochs * self.minibatches if self.algorithm == "ppo" else 1
 
 

@@ -33,6 +33,20 @@ class ReplayStep(NamedTuple):
     pixel_change: Array | None  # float32 [..., B, h, w]; None without pixel control
 
 
+class Hyperparameters(NamedTuple):
+    """Values that may differ within one compiled program; float32 `[]` each.
+
+    A task whose weight is 0 in the configuration is not there, whatever its weight here.
+    """
+
+    learning_rate: ArrayLike  # before its schedule
+    entropy_beta: ArrayLike  # at the start
+    pc_weight: ArrayLike
+    vr_weight: ArrayLike
+    rp_weight: ArrayLike
+    ae_weight: ArrayLike
+
+
 class OnPolicy(NamedTuple):
     """What a gradient step needs of the rollout; leaves `[T, B, ...]`, the core's `[B, ...]`."""
 
@@ -43,7 +57,7 @@ class OnPolicy(NamedTuple):
 
 
 def make_objective(
-    config: UnrealConfig, policy: UnrealPolicy, replay: Replay | None, axis_name: str | None = None
+    config: UnrealConfig, policy: UnrealPolicy, replay: Replay | None, axis_name: losses.AxisName | None = None
 ) -> Callable[..., tuple[Array, Metrics]]:
     """The whole loss of one gradient step.
 
@@ -54,9 +68,8 @@ def make_objective(
       axis_name: axis over which the caller averages loss and gradients.
 
     Returns:
-      `objective(params, batch, stored, noise_key, replay_key, entropy_beta) -> (loss, metrics)`; `noise_key` is the
-      one that the rollout was played with, so that at the same parameters the same actions have the same
-      probabilities.
+      `objective(params, batch, stored, noise_key, replay_key, hyper) -> (loss, metrics)`; `noise_key` is the one that
+      the rollout was played with, so that at the same parameters the same actions have the same probabilities.
     """
 
     def apply(
@@ -97,7 +110,9 @@ def make_objective(
         after, _ = apply(params, rest, core, noise_key)
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), before, after)
 
-    def replayed(params: PyTree, window: Window, noise_key: Array) -> tuple[Array, Metrics]:
+    def replayed(
+        params: PyTree, window: Window, noise_key: Array, hyper: Hyperparameters
+    ) -> tuple[Array, Metrics]:
         """Value replay and pixel control, both from one pass over the replayed sequences."""
         pass_key, pixel_key = jax.random.split(noise_key)
         steps = window.steps
@@ -119,7 +134,7 @@ def make_objective(
                 discount=config.discount,
             )
             value_loss, _ = losses.value_fn_loss(returns, output.value, where=learn, axis_name=axis_name)
-            loss += config.vr_weight * value_loss
+            loss += hyper.vr_weight * value_loss
             metrics["value_replay_loss"] = value_loss
         if config.pc_weight:
             q = head(params, UnrealPolicy.pixel_control, output.features, pixel_key)
@@ -134,7 +149,7 @@ def make_objective(
             pixel_loss, _ = losses.pc_loss(
                 steps.action, jax.tree.map(pixel_returns, q), q, where=learn, axis_name=axis_name
             )
-            loss += config.pc_weight * pixel_loss
+            loss += hyper.pc_weight * pixel_loss
             metrics["pixel_control_loss"] = pixel_loss
         return loss, metrics
 
@@ -142,7 +157,7 @@ def make_objective(
         logits = head(params, UnrealPolicy.reward_prediction, frames.steps.observation, noise_key)
         classes = targets.reward_class(frames.rewards, config.rp_threshold)
         loss, _ = losses.rp_loss(classes, logits, where=frames.where, axis_name=axis_name)
-        return config.rp_weight * loss, {"reward_prediction_loss": loss}
+        return loss, {"reward_prediction_loss": loss}
 
     def reconstruction(params: PyTree, batch: OnPolicy, sample_key: Array) -> tuple[Array, Metrics]:
         """The loss of the encoder's autoencoder over the rollout: per example, in nats of unit variance."""
@@ -157,7 +172,7 @@ def make_objective(
             loss, _ = losses.ae_loss(images, output.y_hat, **weights)
         else:
             loss, _ = losses.beta_vae_loss(images, output.y_hat, output.d_kl, beta=config.ae_beta, **weights)
-        return config.ae_weight * loss, {"autoencoder_loss": loss}
+        return loss, {"autoencoder_loss": loss}
 
     def frozen(params: PyTree) -> PyTree:
         if not config.frozen:
@@ -171,27 +186,27 @@ def make_objective(
         stored: ReplayState | None,
         noise_key: Array,
         replay_key: Array,
-        entropy_beta: ArrayLike,
+        hyper: Hyperparameters,
     ) -> tuple[Array, Metrics]:
         params = frozen(params)
-        loss, metrics = on_policy(params, batch, noise_key, entropy_beta)
+        loss, metrics = on_policy(params, batch, noise_key, hyper.entropy_beta)
         if config.ae_weight:
             replay_key, sample_key = jax.random.split(replay_key)
             task_loss, task_metrics = reconstruction(params, batch, sample_key)
-            loss, metrics = loss + task_loss, metrics | task_metrics
+            loss, metrics = loss + hyper.ae_weight * task_loss, metrics | task_metrics
         if replay is None or stored is None:
             return loss, metrics
         window_key, window_noise_key, frame_key, frame_noise_key = jax.random.split(replay_key, 4)
         if config.vr_weight or config.pc_weight:
             window = replay.sample(window_key, stored, config.replay_batch)
-            task_loss, task_metrics = replayed(params, window, window_noise_key)
+            task_loss, task_metrics = replayed(params, window, window_noise_key, hyper)
             loss, metrics = loss + task_loss, metrics | task_metrics
         if config.rp_weight:
             frames = replay.sample_rebalanced(
                 frame_key, stored, config.rp_batch, config.rp_frames, threshold=config.rp_threshold
             )
             task_loss, task_metrics = reward_prediction(params, frames, frame_noise_key)
-            loss, metrics = loss + task_loss, metrics | task_metrics
+            loss, metrics = loss + hyper.rp_weight * task_loss, metrics | task_metrics
         return loss, metrics
 
     return objective
@@ -216,7 +231,7 @@ def take(batch: OnPolicy, rows: Array) -> OnPolicy:
     return jax.tree.map(lambda x: x[:, rows], batch._replace(core=()))._replace(core=core)
 
 
-def _standardise(x: Array, axis_name: str | None) -> Array:
+def _standardise(x: Array, axis_name: losses.AxisName | None) -> Array:
     def mean(y: Array) -> Array:
         y = jnp.mean(y)
         return y if axis_name is None else jax.lax.pmean(y, axis_name)

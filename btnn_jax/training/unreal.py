@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.typing import ArrayLike
 
 from btnn_jax import losses, targets
 from btnn_jax.envs.base import Environment
@@ -27,7 +26,7 @@ from btnn_jax.policies import (
 from btnn_jax.replay import ReplayState, make_replay
 from btnn_jax.training.autoencode import default_layers, make_model
 from btnn_jax.training.config import UnrealConfig
-from btnn_jax.training.objective import OnPolicy, make_objective, take, to_replay
+from btnn_jax.training.objective import Hyperparameters, OnPolicy, make_objective, take, to_replay
 from btnn_jax.training.rollout import Actors, make_rollout
 
 PyTree = Any
@@ -43,6 +42,7 @@ class TrainState:
     opt_state: optax.OptState  # float32, and int32 counts
     actors: Actors
     replay: ReplayState | None  # None when no task replays
+    hyper: Hyperparameters
     key: jax.Array  # [], the learner's stream: noise, minibatches, replay
     update: jax.Array  # int32 [], calls of `step` so far
     skipped: jax.Array  # int32 [], gradient steps left out because they were not finite
@@ -60,6 +60,7 @@ def make_unreal_policy(config: UnrealConfig, env: Environment, **overrides: Any)
         "pc_stream": config.pc_stream,
         "reward_prediction": config.rp_weight > 0,
         "ae_stream": config.ae_stream,
+        "dtype": jnp.bfloat16 if config.precision == "bfloat16" else None,
     }
     if config.autoencoder is not None:
         shape = as_image(one_stream(env.observation, config.ae_stream).shape)
@@ -74,8 +75,8 @@ def make_unreal(
     *,
     policy: UnrealPolicy | None = None,
     pretrained: PyTree | None = None,
-    axis_name: str | None = None,
-) -> tuple[Callable[[jax.Array], TrainState], Callable[[TrainState], tuple[TrainState, Metrics]]]:
+    axis_name: losses.AxisName | None = None,
+) -> tuple[Callable[..., TrainState], Callable[[TrainState], tuple[TrainState, Metrics]]]:
     """Binds a configuration and an environment into `(init, step)`, both pure.
 
     `step` acts for `config.rollout_length` steps in `config.num_envs` environments, stores them, and makes
@@ -89,13 +90,13 @@ def make_unreal(
       policy: the agent's network; None takes `make_unreal_policy(config, env)`.
       pretrained: parameters to start from in place of random ones, a part of the policy's, see
         `btnn_jax.policies.with_pretrained`; those that `config.frozen` names stay as they are.
-      axis_name: axis of the `vmap` or `pmap` around both functions: one learner with `num_envs` environments
-        on each device. Give `init` the same key everywhere, as
-        `jax.pmap(init, axis_name)(jnp.broadcast_to(key, n))` does; then parameters start equal,
-        environments do not, and gradients and metrics are averaged.
+      axis_name: axis, or axes, of the mapping around both functions (`vmap`, `pmap`, `shard_map`), of `config.shards`
+        places: one learner with `num_envs` environments in each. Give `init` the same key everywhere, as
+        `jax.pmap(init, axis_name)(jnp.broadcast_to(key, n))` does; then parameters start equal, environments do
+        not, and gradients and metrics are averaged. `btnn_jax.training.mapping` does all of it.
 
     Returns:
-      `init(key) -> TrainState` and `step(state) -> (state, metrics)`, where metrics are float32 scalars:
+      `init(key, hyper=hyperparameters(config)) -> TrainState` and `step(state) -> (state, metrics)`, where metrics are float32 scalars:
       `policy_loss value_loss entropy explained_variance gradient_norm episode_return episode_length skipped
       learning_rate`, and, where they apply, `approx_kl clip_fraction noise_sigma pixel_control_loss
       value_replay_loss reward_prediction_loss autoencoder_loss`. Losses are means over the gradient steps that
@@ -114,14 +115,15 @@ def make_unreal(
     if config.replays:
         replay = make_replay(config.replay_length, config.rollout_length, burn_in=config.replay_burn_in)
     optimizer = make_optimizer(config)
-    learning_rate_at = make_learning_rate(config)
+    rate_left = make_rate_left(config)
     objective = make_objective(config, policy, replay, axis_name)
 
-    def init(key: jax.Array) -> TrainState:
+    def init(key: jax.Array, hyper: Hyperparameters | None = None) -> TrainState:
         params_key, actors_key, learner_key = jax.random.split(key, 3)
+        _check_shards(config, axis_name)
         if axis_name is not None:
-            device = jax.lax.axis_index(axis_name)
-            actors_key, learner_key = (jax.random.fold_in(k, device) for k in (actors_key, learner_key))
+            shard = jax.lax.axis_index(axis_name)
+            actors_key, learner_key = (jax.random.fold_in(k, shard) for k in (actors_key, learner_key))
         params = init_params(policy, params_key, env.observation, rp_frames=config.rp_frames)
         if pretrained is not None:
             params = with_pretrained(params, pretrained)
@@ -136,6 +138,7 @@ def make_unreal(
             opt_state=optimizer.init(params),
             actors=actors,
             replay=stored,
+            hyper=jax.tree.map(jnp.float32, hyperparameters(config) if hyper is None else hyper),
             key=learner_key,
             update=jnp.zeros((), jnp.int32),
             skipped=jnp.zeros((), jnp.int32),
@@ -148,19 +151,18 @@ def make_unreal(
         *,
         noise_key: jax.Array,
         stored: ReplayState | None,
-        learning_rate: jax.Array,
-        entropy_beta: ArrayLike,
+        hyper: Hyperparameters,
     ) -> tuple[Learner, tuple[Metrics, jax.Array]]:
         params, opt_state = learner
         (_, metrics), gradients = jax.value_and_grad(objective, has_aux=True)(
-            params, batch, stored, jax.random.clone(noise_key), replay_key, entropy_beta
+            params, batch, stored, jax.random.clone(noise_key), replay_key, hyper
         )
         if axis_name is not None:
             gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
         norm = optax.tree.norm(gradients)
         with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes float32 and int32
             updates, new_opt_state = optimizer.update(gradients, opt_state)
-        updates = optax.tree.scale(-learning_rate, updates)
+        updates = optax.tree.scale(-hyper.learning_rate, updates)
         # An update that is not finite would end the run; leaving it out costs one step.
         finite = jnp.isfinite(norm)
         params, opt_state = jax.tree.map(
@@ -173,6 +175,7 @@ def make_unreal(
         return (params, opt_state), (metrics, ~finite)
 
     def step(state: TrainState) -> tuple[TrainState, Metrics]:
+        _check_shards(config, axis_name)
         key, noise_key, shuffle_key, replay_key = jax.random.split(state.key, 4)
         actors, record, last_value = rollout(state.params, state.actors, noise_key)
         stored = state.replay
@@ -193,18 +196,16 @@ def make_unreal(
         )
         batch = OnPolicy(record, advantage, returns, state.actors.core)
         update = state.update.astype(jnp.float32)
-        learning_rate = jnp.asarray(learning_rate_at(update), jnp.float32)
-        progress = update / config.num_updates
-        entropy_beta: ArrayLike = config.entropy_beta
+        learning_rate = jnp.asarray(state.hyper.learning_rate * rate_left(update), jnp.float32)
+        entropy_beta = state.hyper.entropy_beta
         if config.entropy_beta_final is not None:
-            entropy_beta = config.entropy_beta + progress * (config.entropy_beta_final - config.entropy_beta)
+            entropy_beta += update / config.num_updates * (config.entropy_beta_final - entropy_beta)
 
         one_step = functools.partial(
             gradient_step,
             noise_key=jax.random.clone(noise_key),
             stored=stored,
-            learning_rate=learning_rate,
-            entropy_beta=entropy_beta,
+            hyper=state.hyper._replace(learning_rate=learning_rate, entropy_beta=entropy_beta),
         )
         learner = (state.params, state.opt_state)
         if config.algorithm == "a2c":
@@ -246,6 +247,7 @@ def make_unreal(
             opt_state=opt_state,
             actors=actors,
             replay=stored,
+            hyper=state.hyper,
             key=key,
             update=state.update + 1,
             skipped=state.skipped + num_skipped,
@@ -254,13 +256,18 @@ def make_unreal(
     return init, step
 
 
-def make_learning_rate(config: UnrealConfig) -> optax.Schedule:
-    """The learning rate by number of updates."""
+def hyperparameters(config: UnrealConfig) -> Hyperparameters:
+    """Those of the configuration."""
+    return Hyperparameters(*(getattr(config, name) for name in Hyperparameters._fields))
+
+
+def make_rate_left(config: UnrealConfig) -> optax.Schedule:
+    """What is left of the learning rate, from 1 down to 0, by number of updates."""
     if config.learning_rate_schedule == "linear":
-        return optax.linear_schedule(config.learning_rate, 0.0, config.num_updates)
+        return optax.linear_schedule(1.0, 0.0, config.num_updates)
     if config.learning_rate_schedule == "cosine":
-        return optax.cosine_decay_schedule(config.learning_rate, config.num_updates)
-    return optax.constant_schedule(config.learning_rate)
+        return optax.cosine_decay_schedule(1.0, config.num_updates)
+    return optax.constant_schedule(1.0)
 
 
 def make_optimizer(config: UnrealConfig) -> optax.GradientTransformation:
@@ -281,6 +288,13 @@ def minibatch_rows(key: jax.Array, config: UnrealConfig) -> jax.Array:
     keys = jax.random.split(key, config.epochs)
     rows = jax.vmap(lambda k: jax.random.permutation(k, config.num_envs))(keys)
     return rows.reshape(config.epochs * config.minibatches, -1)
+
+
+def _check_shards(config: UnrealConfig, axis_name: losses.AxisName | None) -> None:
+    if axis_name is None and config.shards > 1:
+        raise ValueError(f"{config.shards} shards need an axis_name; btnn_jax.training.mapping gives one")
+    if axis_name is not None and (size := jax.lax.axis_size(axis_name)) != config.shards:
+        raise ValueError(f"config.shards must be the size of the axis {axis_name!r}, {size}, got {config.shards}")
 
 
 def _noise_sigmas(params: PyTree) -> list[jax.Array]:
