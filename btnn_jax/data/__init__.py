@@ -3,6 +3,7 @@
 Knows nothing of agents, environments or the folders of runs.
 """
 
+from btnn_jax.data.features import features, momentum, moving_average, volatility, z_score
 from btnn_jax.data.installed import INSTALLED, load_installed
 from btnn_jax.data.series import Gap, Series, gaps, load_csv
 from btnn_jax.data.windows import Scale, fit_scale, log_returns, split, windows
@@ -12,11 +13,16 @@ __all__ = [
     "Gap",
     "Scale",
     "Series",
+    "features",
     "fit_scale",
     "gaps",
     "load_csv",
     "load_installed",
     "log_returns",
+    "momentum",
+    "moving_average",
     "split",
+    "volatility",
     "windows",
+    "z_score",
 ]
