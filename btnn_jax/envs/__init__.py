@@ -1,22 +1,36 @@
-"""Environments: the protocol, the adapter to gymnax, and probes that isolate one ability each."""
+"""Environments: the protocol, trading, the adapter to gymnax, and probes that isolate one ability each."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from btnn_jax.envs.base import Environment, TimeStep, auto_reset
 from btnn_jax.envs.base import check_known as _check_known
 from btnn_jax.envs.gymnax import gymnax_names, make_gymnax
 from btnn_jax.envs.probes import PROBES
+from btnn_jax.envs.trading import make_trading
 
-__all__ = ["PROBES", "Environment", "TimeStep", "auto_reset", "gymnax_names", "make", "make_gymnax", "names"]
+__all__ = [
+    "PROBES",
+    "Environment",
+    "TimeStep",
+    "auto_reset",
+    "gymnax_names",
+    "make",
+    "make_gymnax",
+    "make_trading",
+    "names",
+]
+
+_OURS: dict[str, Callable[..., Environment]] = {**PROBES, "trading": make_trading}
 
 
 def names() -> tuple[str, ...]:
-    """The names that `make` knows: the probes, and gymnax's environments where gymnax is installed."""
+    """The names that `make` knows: the probes, trading, and gymnax's environments where gymnax is installed."""
     try:
-        return (*PROBES, *gymnax_names())
+        return (*_OURS, *gymnax_names())
     except ModuleNotFoundError:
-        return tuple(PROBES)
+        return tuple(_OURS)
 
 
 def make(name: str, **params: Any) -> Environment:
@@ -33,8 +47,8 @@ def make(name: str, **params: Any) -> Environment:
     >>> make("probe-memory", length=3).action_depths
     3
     """
-    if name in PROBES:
-        factory = PROBES[name]
+    if name in _OURS:
+        factory = _OURS[name]
         _check_known(f"parameter of {name}", params, inspect.signature(factory).parameters)
         return factory(**params)
     if not name.startswith("probe-"):

@@ -1,0 +1,93 @@
+"""The arithmetic of a trading account: orders, their margin and their costs, and sums that lose no digits."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+
+class Rules(NamedTuple):
+    """How orders are sized and what they cost; static."""
+
+    commission: float  # fraction of the value traded
+    spread: float  # between bid and ask, fraction of the price
+    slippage: float  # largest, fraction of the price
+    leverage: float  # how many times the equity all positions together may be worth
+    stake: float | None  # units; None for a fraction of the equity
+    fraction: float  # of the equity, divided by the number of assets
+    rebalance: bool  # positions are sized anew at every order, not only when they are opened
+
+
+class Fill(NamedTuple):
+    """What became of the orders of one bar."""
+
+    holding: Array  # float32 [A], stakes held, or the weight
+    stake: Array  # float32 [A], units of a holding of 1
+    position: Array  # float32 [A], units
+    kept: Array  # float32 [A], the part of the old position that is still open, 0..1
+    cost: Array  # float32 [], of commission, spread and slippage
+
+
+def fill(
+    rules: Rules,
+    holding: Array,
+    stake: Array,
+    position: Array,
+    wanted: Array,
+    equity: Array,
+    price: Array,
+    chance: Array | float,
+) -> Fill:
+    """Fills market orders at one price per asset.
+
+    Orders are sized, and their margin is taken, at the price without spread, slippage and commission. An order that
+    needs more margin than is free after those of the assets before it is refused as a whole; what makes a position
+    smaller never is.
+
+    Args:
+        rules: sizes and costs.
+        holding: `[A]`, stakes held before.
+        stake: `[A]`, units of one.
+        position: `[A]`, units held before.
+        wanted: `[A]`, stakes wanted.
+        equity: `[]`, at `price`.
+        price: `[A]`, to fill at.
+        chance: `[A]`, 0..1, how much of the largest slippage an order meets.
+    """
+    if rules.stake is None:
+        fresh = (rules.fraction / price.size) * jnp.maximum(equity, 0.0) / price
+        stake = fresh if rules.rebalance else jnp.where(holding == 0, fresh, stake)
+    changed = True if rules.rebalance else wanted != holding
+    target = wanted * stake
+    before, after = jnp.abs(position) * price, jnp.abs(target) * price
+    more = jnp.where(changed, jnp.maximum(after - before, 0.0), 0.0)
+    allowance = rules.leverage * equity
+    free = allowance - jnp.sum(jnp.where(changed, jnp.minimum(before, after), before))
+    # Rounding must not refuse an order of exactly what is free.
+    granted = changed & ((more == 0) | (jnp.cumsum(more) <= free + 1e-6 * allowance))
+    target = jnp.where(granted, target, position)  # an order not given must not move a position by rounding
+    bought = target - position
+    worse = 0.5 * rules.spread + rules.slippage * chance
+    value = jnp.abs(bought) * price
+    cost = jnp.sum(value * (worse + rules.commission * (1.0 + jnp.sign(bought) * worse)))
+    kept = jnp.clip(target / jnp.where(position == 0, 1.0, position), 0.0, 1.0)
+    return Fill(jnp.where(granted, wanted, holding), stake, target, kept, cost)
+
+
+def add(total: Array, lost: Array, change: Array) -> tuple[Array, Array]:
+    """`total + lost + change` as a rounded sum and what the rounding lost (Kahan 1965, Knuth's exact form).
+
+    Money is small changes of a large sum: rounded at each of them, float32 would lose a digit in a hundred bars.
+
+    >>> total, lost = jnp.float32(1e8), jnp.float32(0)
+    >>> for _ in range(8):
+    ...     total, lost = add(total, lost, jnp.float32(1))
+    >>> total
+    Array(1.00000008e+08, dtype=float32)
+    """
+    change = change + lost
+    new = total + change
+    moved = new - total
+    return new, (total - (new - moved)) + (change - moved)

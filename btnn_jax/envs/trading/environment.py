@@ -1,0 +1,224 @@
+"""The trading environment: bars in, orders out, on the device from end to end."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+
+from btnn_jax.envs.base import PyTree, TimeStep, auto_reset
+from btnn_jax.envs.trading.account import Rules, add, fill
+
+ACTIONS = ("hold", "buy", "sell", "close")
+"""What an action means where orders are given; with `weights`, an action is an index into them."""
+
+
+@struct.dataclass
+class TradingState:
+    """One account at the close of one bar; `A` assets."""
+
+    index: Array  # int32 [], the bar that closed last: a row of the environment's `close` and `times`
+    first: Array  # int32 [], `index` when the episode began
+    equity: Array  # float32 [], cash and positions at the close
+    lost: Array  # float32 [], what rounding took from `equity`
+    peak: Array  # float32 [], the highest equity of the episode
+    position: Array  # float32 [A], units held, below 0 where short
+    holding: Array  # float32 [A], stakes held, or the target weight
+    stake: Array  # float32 [A], units of a holding of 1
+    unrealised: Array  # float32 [A], profit of the open positions, their costs aside
+    opened: Array  # int32 [A], `index` when the position was ordered; 0 where there is none
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TradingEnvironment:
+    """Trades `A` assets; `make_trading` builds it.
+
+    Bar `index` has closed: the agent sees bars up to it, its orders are filled at the open of the next one, and its
+    equity is taken at the close of the last of `skip_frame` bars.
+
+    The observation is `{"external": float32 [window, C], "internal": float32 [3 A + 2]}`. Internal, each `[A]`: the
+    holding as a part of the largest; the unrealised profit; the time the position has been held as a part of the
+    episode; then the profit of the episode, and the drawdown from its highest equity. Profits are parts of the initial
+    equity, and these and the drawdown come in units of the `drawdown` that ends an episode.
+
+    Attributes:
+        assets: names, the heads of `action_depths` where there are several.
+        times: datetime64 `[N]`, or None where the data have none.
+        close: float32 `[N, A]`.
+        bars: float32 `[N + skip_frame - 1, 3, A]`: the open; its distance from the last close; from open to close.
+        signal: float32 `[N, C]`, the external stream at each bar.
+        rules: how orders are sized and what they cost.
+        weights: an action's target weight, None where actions are orders.
+        stakes: how many an asset's position may reach where actions are orders.
+        cash: the initial equity.
+        window: bars seen.
+        length: bars of an episode.
+        starts: the first and the last `index` that an episode may begin at.
+        stride: bars between the starts of episodes.
+        random: whether every start is drawn.
+        skip_frame: bars of a step.
+        drawdown: that ends an episode.
+        target: profit that ends an episode.
+        reward: "log" or "shaped".
+        reward_scale: a factor.
+        discount: of the potential of the shaped reward.
+    """
+
+    assets: tuple[str, ...]
+    times: np.ndarray | None
+    close: Array
+    bars: Array
+    signal: Array
+    rules: Rules
+    weights: tuple[float, ...] | None
+    stakes: int
+    cash: float
+    window: int
+    length: int
+    starts: tuple[int, int]
+    stride: int
+    random: bool
+    skip_frame: int
+    drawdown: float
+    target: float
+    reward: str
+    reward_scale: float
+    discount: float
+    name: str = "trading"
+
+    @property
+    def observation(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The observation's structure, of `jax.ShapeDtypeStruct`."""
+        return {
+            "external": jax.ShapeDtypeStruct((self.window, self.signal.shape[1]), jnp.float32),
+            "internal": jax.ShapeDtypeStruct((3 * len(self.assets) + 2,), jnp.float32),
+        }
+
+    @property
+    def action_depths(self) -> int | dict[str, int]:
+        """The number of actions, for several assets of each of them."""
+        depth = len(ACTIONS) if self.weights is None else len(self.weights)
+        return depth if len(self.assets) == 1 else dict.fromkeys(self.assets, depth)
+
+    def prices(self, state: TradingState) -> Array:
+        """The closes of the bar that a state is at, float32 `[..., A]`."""
+        return self.close[state.index]
+
+    def reset(self, key: Array) -> tuple[TradingState, PyTree]:
+        """Starts an episode: `(state, observation)`. The key is consumed."""
+        low, high = self.starts
+        count = (high - low) // self.stride + 1
+        # The remainder favours some starts by less than count / 2^32.
+        draw = (jax.random.bits(key) % jnp.uint32(count)).astype(jnp.int32)
+        return self.start(low + self.stride * draw)
+
+    def start(self, first: Array | int) -> tuple[TradingState, PyTree]:
+        """Starts the episode that begins with the close of bar `first`: `(state, observation)`."""
+        first = jnp.asarray(first, jnp.int32)
+        assets = len(self.assets)
+        nothing, cash = jnp.zeros(assets, jnp.float32), jnp.float32(self.cash)
+        state = TradingState(
+            index=first, first=first, equity=cash, lost=jnp.float32(0), peak=cash, position=nothing,
+            holding=nothing, stake=jnp.full(assets, self.rules.stake or 0.0, jnp.float32), unrealised=nothing,
+            opened=jnp.zeros(assets, jnp.int32),
+        )  # fmt: skip
+        return state, self.observe(state)
+
+    def step(self, key: Array, state: TradingState, action: PyTree) -> tuple[TradingState, TimeStep]:
+        """Acts, and starts the next episode by itself where this one ended. The key is consumed."""
+        move_key = key
+        if self.rules.slippage:  # nothing else in a move is drawn
+            move_key, key = jax.random.split(key)
+        after, step = self.move(move_key, state, action)
+        if self.random:
+            return auto_reset(key, self.reset, after, step)
+        low, high = self.starts
+        following = state.first + self.stride
+        return auto_reset(key, lambda _: self.start(jnp.where(following > high, low, following)), after, step)
+
+    def move(self, key: Array, state: TradingState, action: PyTree) -> tuple[TradingState, TimeStep]:
+        """Acts, and stays where the episode ends: the state that `step` replaces by the next episode's first.
+
+        Both observations of the `TimeStep` are what the action led to. The key is consumed where there is slippage.
+        """
+        bars = jax.lax.dynamic_slice_in_dim(self.bars, state.index + 1, self.skip_frame)
+        price, gap = bars[0, 0], bars[0, 1]
+        chance: Array | float = jax.random.uniform(key, price.shape) if self.rules.slippage else 0.0
+        at_open = state.unrealised + state.position * gap
+        gained = jnp.sum(state.position * gap)
+        filled = fill(
+            self.rules, state.holding, state.stake, state.position, self._wanted(state.holding, action),
+            state.equity + gained, price, chance,
+        )  # fmt: skip
+        # How far the prices have come from the open at each close, and what that made of the account.
+        ways = jnp.cumsum(bars[:, 2].at[1:].add(bars[1:, 1]), axis=0)
+        changes = gained - filled.cost + jnp.sum(filled.position[None] * ways, axis=1)
+        equities = state.equity + changes
+        peaks = jnp.maximum(state.peak, jax.lax.cummax(equities))
+        terminated = (equities <= (1 - self.drawdown) * peaks) | (equities >= (1 + self.target) * self.cash)
+        bar = state.index + 1 + jnp.arange(self.skip_frame)
+        ended = terminated | (bar == state.first + self.length)
+        last: Array | int = 0 if self.skip_frame == 1 else jnp.argmax(ended.at[-1].set(True))
+
+        change, index = changes[last], bar[last]
+        equity, lost = add(state.equity, state.lost, change)
+        turned = filled.position * state.position <= 0  # opened, closed or turned round, or nothing at all
+        after = TradingState(
+            index=index,
+            first=state.first,
+            equity=equity,
+            lost=lost,
+            peak=jnp.maximum(state.peak, peaks[last]),
+            position=filled.position,
+            holding=filled.holding,
+            stake=filled.stake,
+            unrealised=filled.kept * at_open + filled.position * ways[last],
+            opened=jnp.where(turned, jnp.where(filled.position == 0, 0, state.index), state.opened),
+        )
+        if self.reward == "log":
+            reward = jnp.log1p(jnp.maximum(change / state.equity, 1e-6 - 1.0))
+        else:
+            realised = jnp.sum((1.0 - filled.kept) * at_open) - filled.cost
+            later = jnp.where(terminated[last], 0.0, self.discount * jnp.sum(after.unrealised))
+            reward = (realised + later - jnp.sum(state.unrealised)) / self.cash
+        observation = self.observe(after)
+        return after, TimeStep(
+            observation=observation,
+            reward=self.reward_scale * reward,
+            terminated=terminated[last],
+            truncated=ended[last] & ~terminated[last],
+            final_observation=observation,
+        )
+
+    def observe(self, state: TradingState) -> dict[str, Array]:
+        """What the agent sees of a state."""
+        most = max(map(abs, self.weights)) if self.weights is not None else self.stakes
+        held = jnp.where(state.position == 0, 0, state.index - state.opened).astype(jnp.float32)
+        account = jnp.stack([state.equity / self.cash - 1.0, 1.0 - state.equity / state.peak])
+        internal = [
+            state.holding / most,
+            state.unrealised / (self.cash * self.drawdown),
+            held / self.length,
+            account / self.drawdown,
+        ]
+        return {
+            "external": jax.lax.dynamic_slice_in_dim(
+                self.signal, state.index - (self.window - 1), self.window
+            ),
+            "internal": jnp.concatenate(internal),
+        }
+
+    def _wanted(self, holding: Array, action: PyTree) -> Array:
+        """Stakes, or weights, that an action asks for, float32 `[A]`."""
+        if len(self.assets) == 1:
+            choice = jnp.asarray(action)[None]
+        else:
+            choice = jnp.stack([jnp.asarray(action[asset]) for asset in self.assets])
+        if self.weights is not None:
+            return jnp.asarray(self.weights, jnp.float32)[choice]
+        way = (choice == 1).astype(jnp.float32) - (choice == 2).astype(jnp.float32)
+        return jnp.where(choice == 3, 0.0, jnp.clip(holding + way, -self.stakes, self.stakes))

@@ -1,0 +1,211 @@
+"""Builds trading environments from what a person writes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from btnn_jax.data.features import PERIODS, features
+from btnn_jax.data.windows import split
+from btnn_jax.envs.base import check_known
+from btnn_jax.envs.trading.account import Rules
+from btnn_jax.envs.trading.environment import TradingEnvironment
+from btnn_jax.envs.trading.market import Data, Market, load_market
+
+PARTS = ("train", "validation", "test")
+SAMPLINGS = ("random", "sequential", "sliding")
+REWARDS = ("log", "shaped")
+
+
+def make_trading(
+    data: Data = "sine",
+    *,
+    data_params: Mapping[str, Any] | None = None,
+    columns: Sequence[str] | None = None,
+    part: str = "all",
+    fractions: Sequence[float] = (0.7, 0.15, 0.15),
+    embargo: int | None = None,
+    signal: str | np.ndarray = "features",
+    periods: Sequence[int] = PERIODS,
+    window: int = 32,
+    episode: int | None = 256,
+    sampling: str = "random",
+    stride: int = 1,
+    skip_frame: int = 1,
+    weights: Sequence[float] | None = None,
+    stakes: int = 1,
+    stake: float | None = None,
+    fraction: float = 1.0,
+    leverage: float = 1.0,
+    commission: float = 1e-4,
+    spread: float = 0.0,
+    slippage: float = 0.0,
+    cash: float = 10_000.0,
+    drawdown: float = 0.1,
+    target: float | None = None,
+    reward: str = "log",
+    reward_scale: float = 1.0,
+    discount: float = 0.99,
+) -> TradingEnvironment:
+    """Builds an environment that trades.
+
+    Actions are hold, buy, sell and close (0 to 3), a dict of them by name for several assets: a buy adds one stake to
+    the position, a sell takes one away, so that from long to short it takes two sells. With `weights`, an action is an
+    index into them, and the position is sized anew at every step to that part of the equity.
+
+    A stake is a fraction of the equity at the fill that opens a position, so that the same settings suit prices of any
+    height and rewards do not depend on the money; it stays that many units until the position is closed, so that a
+    close leaves nothing over. `stake` makes it a fixed number of units.
+
+    Args:
+        data: `"sine"`, `"random_walk"`, `"ornstein_uhlenbeck"` or `"regime_switching"` (of closes, a bar opens where
+            the one before closed); a name of `btnn_jax.data.INSTALLED`; a CSV file; a `Series`; or an array of closes
+            `[N]` or `[N, A]` or of bars `[N, A, 4]`.
+        data_params: of a generator, such as `{"period": 64, "length": 4096, "seed": 0}`.
+        columns: of a file or a series, each the closes of an asset.
+        part: `"train"`, `"validation"` or `"test"`, which follow each other in time, or `"all"`. Windows of one part
+            share no bar with those of another.
+        fractions: of the three parts.
+        embargo: bars left out between two parts; None for as many as a feature looks back.
+        signal: `"features"` of the closes (`btnn_jax.data.features`), the raw `"prices"`, or an array `[N, C]` whose
+            row `t` is known when bar `t` has closed.
+        periods: bars that the features look back.
+        window: bars of the external stream.
+        episode: bars of an episode; None for all of the part, which is then one.
+        sampling: where episodes begin: `"random"`, anywhere; `"sequential"`, where the last one was to end; or
+            `"sliding"`, `stride` bars after the last one; the latter two from a drawn start and round the part.
+        stride: bars between the starts of sliding episodes.
+        skip_frame: bars of a step: its orders are filled at the first, its reward is that of all of them.
+        weights: target weights, 0 among them, such as `(-1, -0.5, 0, 0.5, 1)`; None for orders.
+        stakes: how many an asset's position may reach, long or short; orders beyond it are refused.
+        stake: units of a stake; None for `fraction`.
+        fraction: of the equity that one stake (or a weight of 1) is worth, divided by the number of assets.
+        leverage: how many times the equity all positions together may be worth when an order is filled; one that
+            needs more is refused as a whole.
+        commission: fraction of the value traded, paid when a position is opened and when it is closed.
+        spread: between bid and ask, as a fraction of the price; a trade pays half of it.
+        slippage: largest, as a fraction of the price; each trade draws its own, uniform from 0.
+        cash: the initial equity.
+        drawdown: fraction of the highest equity whose loss ends an episode; 1 for when all is lost.
+        target: profit that ends an episode, as a fraction of the initial equity; None for none.
+        reward: `"log"`, the change of log equity (down to a millionth of it): their sum is the log of what the
+            equity has grown by; or `"shaped"` as BTGym's: realised profit, costs taken off, with the unrealised one as
+            the potential (Ng, Harada & Russell 1999), `realised + discount * unrealised' - unrealised`, as a fraction
+            of the initial equity.
+        reward_scale: a factor.
+        discount: of the shaped reward's potential; the agent's own.
+
+    Raises:
+        ValueError: a value makes no sense, or there are too few bars; the message is one line.
+        OSError: the file cannot be read.
+        ModuleNotFoundError: the package is missing that carries the series.
+
+    >>> env = make_trading("sine", data_params={"period": 64}, window=16)
+    >>> env.action_depths, env.observation["external"].shape, env.observation["internal"].shape
+    (4, (16, 7), (5,))
+    """
+    for name, value, known in (
+        ("part", part, ("all", *PARTS)),
+        ("sampling", sampling, SAMPLINGS),
+        ("reward", reward, REWARDS),
+    ):
+        check_known(name, [value], known)
+    _check_least(1, window=window, stride=stride, skip_frame=skip_frame, stakes=stakes)
+    _check_least(0, commission=commission, spread=spread, slippage=slippage, embargo=embargo)
+    _check_above(
+        0, cash=cash, leverage=leverage, fraction=fraction, stake=stake, target=target, drawdown=drawdown
+    )
+    if drawdown > 1:
+        raise ValueError(f"drawdown must be a fraction of at most 1, got {drawdown}")
+    if spread / 2 + slippage >= 1:
+        raise ValueError(f"half the spread and slippage must stay below 1, got {spread / 2 + slippage}")
+    if weights is not None:
+        _check_weights(weights, stake, stakes)
+    most = fraction * max(map(abs, weights or (1.0,)))
+    if stake is None and most > leverage * (1 + 1e-6):
+        raise ValueError(
+            f"positions of {most:g} times the equity need a leverage of as much, got {leverage:g}: all would be refused"
+        )
+    market = load_market(data, data_params or {}, columns)
+    table = _signal(market, signal, periods)
+    if embargo is None:
+        embargo = max(periods) if isinstance(signal, str) and signal == "features" else 0
+    rows = slice(0, len(market.close))
+    if part != "all":
+        if len(fractions) != len(PARTS):
+            raise ValueError(f"fractions are of {', '.join(PARTS)}, got {tuple(fractions)}")
+        rows = split(len(market.close), fractions, embargo=embargo)[PARTS.index(part)]
+    bars = rows.stop - rows.start
+    length = bars - window if episode is None else episode
+    if length < 1 or bars < window + length:
+        raise ValueError(
+            f"{bars} bars ({part}) are too few for a window of {window} and an episode of {max(length, 1)}: "
+            f"at least {window + max(length, 1)} are needed"
+        )
+    first = rows.start + window - 1
+    return TradingEnvironment(
+        assets=market.assets,
+        times=market.times,
+        close=jnp.asarray(market.close, jnp.float32),
+        bars=_bars(market, skip_frame),
+        signal=jnp.asarray(table, jnp.float32),
+        rules=Rules(commission, spread, slippage, leverage, stake, fraction, weights is not None),
+        weights=None if weights is None else tuple(map(float, weights)),
+        stakes=stakes,
+        cash=cash,
+        window=window,
+        length=length,
+        starts=(first, rows.stop - 1 - length),
+        stride={"random": 1, "sequential": length, "sliding": stride}[sampling],
+        random=sampling == "random",
+        skip_frame=skip_frame,
+        drawdown=drawdown,
+        target=math.inf if target is None else target,
+        reward=reward,
+        reward_scale=reward_scale,
+        discount=discount,
+    )
+
+
+def _bars(market: Market, skip_frame: int) -> Array:
+    """Opens and the distances between prices, taken in float64 so that they keep the digits float32 has for them."""
+    before = np.concatenate([market.open[:1], market.close[:-1]])
+    bars = np.stack([market.open, market.open - before, market.close - market.open], axis=1)
+    # A step that an episode's end cuts short reads past it.
+    return jnp.asarray(np.concatenate([bars, np.repeat(bars[-1:], skip_frame - 1, axis=0)]), jnp.float32)
+
+
+def _signal(market: Market, signal: str | np.ndarray, periods: Sequence[int]) -> np.ndarray:
+    if isinstance(signal, str):
+        check_known("signal", [signal], ("features", "prices"))
+        return features(market.close, periods) if signal == "features" else market.lines
+    table = np.asarray(signal)
+    if table.ndim != 2 or len(table) != len(market.close) or not np.all(np.isfinite(table)):
+        raise ValueError(
+            f"signal must be [{len(market.close)}, C] of finite numbers, a row for each bar, got shape {table.shape}"
+        )
+    return table
+
+
+def _check_weights(weights: Sequence[float], stake: float | None, stakes: int) -> None:
+    if 0 not in weights or len(set(weights)) < 2 or not all(map(math.isfinite, weights)):
+        raise ValueError(f"weights must be numbers, 0 and others, got {tuple(weights)}")
+    if stake is not None or stakes != 1:
+        raise ValueError(f"weights are parts of the equity: leave stake ({stake}) and stakes ({stakes}) out")
+
+
+def _check_least(least: float, **arguments: float | None) -> None:
+    for name, value in arguments.items():
+        if value is not None and not (least <= value < math.inf):
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _check_above(least: float, **arguments: float | None) -> None:
+    for name, value in arguments.items():
+        if value is not None and not (least < value < math.inf):
+            raise ValueError(f"{name} must be above {least}, got {value}")

@@ -1,0 +1,124 @@
+"""What is traded: opens and closes of every asset, from whatever a person names."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from btnn_jax.data import INSTALLED, Series, generators, load_csv, load_installed
+from btnn_jax.envs.base import check_known
+
+Data = str | os.PathLike[str] | Series | np.ndarray | jax.Array
+
+GENERATORS: dict[str, Callable[..., Any]] = {
+    "sine": generators.sine,
+    "random_walk": generators.random_walk,
+    "ornstein_uhlenbeck": generators.ornstein_uhlenbeck,
+    "regime_switching": generators.regime_switching,
+}
+"""Generated prices by name; their parameters, and `length` (4096) and `seed` (0), are `data_params`."""
+
+BAR = ("open", "high", "low", "close")
+
+
+class Market(NamedTuple):
+    """Prices of `A` assets at `N` bars, float64."""
+
+    assets: tuple[str, ...]
+    times: np.ndarray | None  # datetime64 [N]
+    open: np.ndarray  # [N, A]
+    close: np.ndarray  # [N, A]
+    lines: np.ndarray  # [N, A * L]: open, high, low and close of bars (L = 4), or closes alone (L = 1)
+
+
+def load_market(data: Data, params: Mapping[str, Any], columns: Sequence[str] | None) -> Market:
+    """Finds prices by name, reads them from a file, generates them or takes them as they are given.
+
+    A series with columns Open and Close is one asset's bars; of any other, each column is the closes of an asset.
+    Where there are only closes, a bar opens where the one before it closed.
+
+    Args:
+        data: one of `GENERATORS` or `btnn_jax.data.INSTALLED`, a CSV file, a series, or an array of closes `[N]` or
+            `[N, A]` or of bars `[N, A, 4]` of open, high, low and close.
+        params: of a generator.
+        columns: of a file or a series, each the closes of an asset; None for what is said above.
+
+    Raises:
+        ValueError: there is no such data, or what there is are no prices.
+        OSError: the file cannot be read.
+        ModuleNotFoundError: the package is missing that carries the series.
+    """
+    if isinstance(data, str) and data in GENERATORS:
+        if columns is not None:
+            raise ValueError(f"{data} is generated and has no columns, got {tuple(columns)}")
+        return _of_array(_generate(data, dict(params)))
+    if params:
+        raise ValueError(
+            f"only {', '.join(GENERATORS)} have data_params, got {dict(params)} for {_show(data)}"
+        )
+    if isinstance(data, str | os.PathLike):
+        data = _read(data)
+    if isinstance(data, Series):
+        return _of_series(data, columns)
+    if columns is not None:
+        raise ValueError(f"an array has no columns to choose, got {tuple(columns)}")
+    return _of_array(np.asarray(data, np.float64))
+
+
+def _read(name: str | os.PathLike[str]) -> Series:
+    if name in INSTALLED:
+        return load_installed(str(name))
+    path = pathlib.Path(name)
+    if not path.is_file() and path.suffix.lower() not in (".csv", ".gz", ".txt") and len(path.parts) == 1:
+        check_known("data", [str(name)], (*GENERATORS, *INSTALLED))
+    return load_csv(path)
+
+
+def _generate(name: str, params: dict[str, Any]) -> np.ndarray:
+    generator = GENERATORS[name]
+    check_known(
+        f"data_params of {name}", params, {*inspect.signature(generator).parameters, "seed"} - {"key"}
+    )
+    params = {"length": 4096, **params, "key": jax.random.key(params.pop("seed", 0))}
+    prices = generator(**params)
+    return np.asarray(prices[0] if isinstance(prices, tuple) else prices, np.float64)
+
+
+def _of_series(series: Series, columns: Sequence[str] | None) -> Market:
+    known = {name.casefold() for name in series.names}
+    if columns is None and {"open", "close"} <= known:
+        lines = series.select(*(name for name in BAR if name in known)).values
+        opens, closes = (series.select(name).values for name in ("open", "close"))
+        return _checked(Market(("price",), series.times, opens, closes, lines))
+    if columns is not None:
+        series = series.select(*columns)
+    return _of_array(series.values)._replace(assets=series.names, times=series.times)
+
+
+def _of_array(prices: np.ndarray) -> Market:
+    if prices.ndim == 1:
+        prices = prices[:, None]
+    if prices.ndim not in (2, 3) or not prices.size or (prices.ndim == 3 and prices.shape[2] != len(BAR)):
+        raise ValueError(f"data must be closes [N] or [N, A] or bars [N, A, 4], got shape {prices.shape}")
+    assets = tuple(f"asset_{i}" for i in range(prices.shape[1]))
+    if prices.ndim == 3:
+        lines = prices.reshape(len(prices), -1)
+        return _checked(Market(assets, None, prices[..., 0], prices[..., 3], lines))
+    opens = np.concatenate([prices[:1], prices[:-1]])
+    return _checked(Market(assets, None, opens, prices, prices))
+
+
+def _checked(market: Market) -> Market:
+    if not np.all(np.isfinite(market.lines) & (market.lines > 0)):
+        raise ValueError(f"prices must be finite and above 0, got {market.lines.min()}")
+    return market
+
+
+def _show(data: Data) -> str:
+    return repr(data) if isinstance(data, str) else f"a {type(data).__name__}"
