@@ -24,7 +24,8 @@ DEFAULT_ENV = "Breakout-MinAtar"
 HELP: dict[str, dict[str, str]] = {
     "experience": {
         "total_steps": "environment steps of the whole run; the schedules end there",
-        "num_envs": "environments stepped side by side",
+        "shards": "learners side by side that average their gradients; --devices unless given",
+        "num_envs": "environments stepped side by side, in each shard",
         "rollout_length": "steps of each environment per update; also the length of replayed sequences",
         "discount": "of rewards, per step",
         "gae_lambda": "of generalized advantage estimation",
@@ -60,10 +61,12 @@ HELP: dict[str, dict[str, str]] = {
         "rp_batch": "frame stacks per gradient step, half of them with a reward",
     },
     "network": {
+        "policy": "stacked_lstm has two LSTMs, for observation streams external and internal",
         "num_filters": "channels of each convolution; none chooses by the observation's size",
         "hidden": "sizes of the dense layers after the convolutions",
         "lstm": "sizes of the recurrent layers; none for an agent without memory",
         "noisy": "NoisyNet heads, which explore by noise in their weights",
+        "precision": "of the network's computations; parameters, memory, logits and losses are float32",
         "frozen": "parameters that stay as they start, by how their paths start: encoder/autoencoder",
     },
     "an autoencoder as encoder": {
@@ -157,6 +160,11 @@ def make_parser() -> options.Parser:
         metavar="N",
         help=_("where to cut an episode", 10_000),
     )
+    evaluate.add_argument(
+        "--best",
+        action="store_true",
+        help="the checkpoint with the highest return in training rather than the newest",
+    )
     evaluate.set_defaults(command=_evaluate)
 
     plot = commands.add_parser(
@@ -191,8 +199,30 @@ def _add_train(commands: Any) -> None:
         metavar="RUN",
         help="start with the autoencoder of this run of train-ae as encoder; --frozen encoder/autoencoder keeps it",
     )
+    _add_devices(train)
     options.add_fields(train, UnrealConfig, HELP)
     train.set_defaults(command=_train)
+
+
+def _add_devices(train: Any) -> None:
+    devices = train.add_argument_group("devices and processes")
+    devices.add_argument(
+        "--devices",
+        type=options.at_least_one,
+        metavar="N",
+        help=_("how many of each process's to divide the shards among", 1),
+    )
+    devices.add_argument(
+        "--seeds",
+        type=options.at_least_one,
+        metavar="N",
+        help=_("agents that learn side by side in one program, from --seed on", 1),
+    )
+    devices.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="where process 0 of several listens; the same for all"
+    )
+    devices.add_argument("--process-id", type=options.at_least_zero, metavar="I", help="this process, from 0")
+    devices.add_argument("--num-processes", type=options.at_least_one, metavar="N", help="how many there are")
 
 
 def _add_train_ae(commands: Any) -> None:
@@ -242,17 +272,36 @@ def _add_training(commands: Any, name: str, what: str, words: str, folder: str) 
         help=_("time between checkpoints; there is always one at the end", 5),
     )
     files.add_argument(
-        "--keep", type=options.at_least_one, default=2, metavar="N", help=_("newest checkpoints to keep", 2)
+        "--keep",
+        type=options.at_least_one,
+        default=2,
+        metavar="N",
+        help=_("newest checkpoints to keep, besides the best", 2),
+    )
+    files.add_argument(
+        "--checkpoint",
+        type=options.at_least_zero,
+        default=None,
+        metavar="N",
+        help="with --resume: go on from this checkpoint; newer ones are moved aside (default: the newest)",
+    )
+    files.add_argument(
+        "--max-skipped",
+        type=options.at_least_zero,
+        default=1000,
+        metavar="N",
+        help=_("gradient steps that were not finite, and left out, after which the run gives up", 1000),
     )
     return train
 
 
 def _train(given: argparse.Namespace) -> int:
     fields, loop = _settings(given, UnrealConfig)
+    devices = _use_devices(given)
     if "resume" in given:
         from btnn_jax.training.run import resume
 
-        result = resume(given.resume, **loop)
+        result = resume(given.resume, devices=devices, **loop)
     else:
         from btnn_jax.training.run import train
 
@@ -269,9 +318,36 @@ def _train(given: argparse.Namespace) -> int:
             if both := [options.option_of(name) for name in described if name in fields]:
                 raise UsageError(f"--encoder says what {', '.join(both)} is; leave it out")
             fields |= described
+        fields.setdefault("shards", devices * getattr(given, "num_processes", 1))
         config = _configure(UnrealConfig, fields)
-        result = train(env, config, pretrained=pretrained, **_new_run(given), **loop)
+        seeds = getattr(given, "seeds", 1)
+        run = _new_run(given)
+        result = train(env, config, pretrained=pretrained, seeds=seeds, devices=devices, **run, **loop)
     return _conclude(result, given.evaluate_episodes)
+
+
+def _use_devices(given: argparse.Namespace) -> int:
+    """Joins the other processes, if there are any; the number of devices of this one."""
+    import jax
+
+    devices = getattr(given, "devices", 1)
+    if devices > 1:
+        with contextlib.suppress(RuntimeError):  # it is too late: JAX has been used in this process
+            jax.config.update("jax_num_cpu_devices", devices)  # where there is nothing but the host
+    words = {name: getattr(given, name, None) for name in ("coordinator", "process_id", "num_processes")}
+    missing = [options.option_of(name) for name, value in words.items() if value is None]
+    if len(missing) == 3:
+        return devices
+    if missing:
+        raise UsageError(f"a run of several processes needs {' and '.join(missing)} too")
+    if given.process_id >= given.num_processes:
+        raise UsageError(f"--process-id must be below {given.num_processes}, got {given.process_id}")
+    if "run" not in given and "resume" not in given:
+        raise UsageError("a run of several processes needs --run: the same folder for all")
+    from btnn_jax.training.processes import connect
+
+    connect(given.coordinator, given.process_id, given.num_processes)
+    return devices
 
 
 def _train_ae(given: argparse.Namespace) -> int:
@@ -303,7 +379,12 @@ def _settings(given: argparse.Namespace, config: type[Config]) -> tuple[dict[str
         chosen += [word for name, word in _BEFORE_RUN.items() if name in given]
         if chosen:
             raise UsageError(f"--resume goes on with the run as it is; leave out {', '.join(chosen)}")
-    return fields, {"checkpoint_minutes": given.checkpoint_minutes, "keep": given.keep}
+    elif given.checkpoint is not None:
+        raise UsageError("--checkpoint goes with --resume")
+    return fields, {name: getattr(given, name) for name in _LOOP}
+
+
+_LOOP = ("checkpoint_minutes", "keep", "checkpoint", "max_skipped")
 
 
 _BEFORE_RUN = {
@@ -312,6 +393,7 @@ _BEFORE_RUN = {
     "data": "--data",
     "env_params": "--env-param",
     "seed": "--seed",
+    "seeds": "--seeds",
 }
 
 
@@ -359,12 +441,14 @@ def _conclude_ae(result: Any) -> int:
 
 def _told(result: Any, command: str) -> int:
     """Says how far a run came, and how to go on where it was stopped; the exit code."""
+    import jax
+
     from btnn_jax.training.progress import clock, short
 
     config = result.run.config
     steps = f"{short(result.steps)} of {short(config.num_updates * config.steps_per_update)} steps"
     print(f"trained {steps} in {clock(result.seconds)}; all of it is in {result.folder}")
-    if skipped := int(result.state.skipped):
+    if skipped := int(jax.numpy.max(result.state.skipped)):
         print(f"{skipped} gradient steps were not finite and left out: try a smaller --learning-rate")
     if result.stopped is None:
         return 0
@@ -380,11 +464,12 @@ def _evaluate(given: argparse.Namespace) -> int:
     if is_autoencoder_run(given.run):
         _print_errors(given.run)
         return 0
-    _print_scores(given.run, episodes=given.episodes, seed=given.seed, max_steps=given.max_steps)
+    settings = {name: getattr(given, name) for name in ("episodes", "seed", "max_steps", "best")}
+    _print_scores(given.run, **settings)
     return 0
 
 
-def _print_scores(folder: Any, *, episodes: int, **arguments: int) -> None:
+def _print_scores(folder: Any, *, episodes: int, **arguments: Any) -> None:
     from btnn_jax.training.scores import score_run, scores_table
 
     print(f"evaluating {episodes} episodes of each agent ...", flush=True)

@@ -14,6 +14,8 @@ from btnn_jax.training.config import (
     ALGORITHMS,
     KINDS,
     PADS,
+    POLICIES,
+    PRECISIONS,
     RESIZE_METHODS,
     SCHEDULES,
     Config,
@@ -23,7 +25,9 @@ from btnn_jax.training.config import (
 _NAMES = {"total_steps": "--steps", "layer_config": "--layers"}
 _CHOICES = {
     "algorithm": ALGORITHMS,
+    "policy": POLICIES,
     "learning_rate_schedule": SCHEDULES,
+    "precision": PRECISIONS,
     "autoencoder": KINDS,
     "kind": KINDS,
     "resize_method": RESIZE_METHODS,

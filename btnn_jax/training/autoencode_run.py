@@ -9,7 +9,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ from btnn_jax.training.folder import (
     first_line,
     read_settings,
 )
-from btnn_jax.training.loop import Program, run_loop
+from btnn_jax.training.loop import LoopOptions, Program, run_loop
 from btnn_jax.training.progress import Reporter, make_reporter
 
 
@@ -78,9 +78,7 @@ def train_autoencoder(
     folder: Folder | None = None,
     env_params: Mapping[str, Any] | None = None,
     reporter: Reporter | None = None,
-    checkpoint_minutes: float = 5.0,
-    keep: int = 2,
-    log_seconds: float = 1.0,
+    **loop: Unpack[LoopOptions],
 ) -> AutoencoderResult:
     """Trains an autoencoder and keeps all about it in a folder.
 
@@ -94,9 +92,7 @@ def train_autoencoder(
       folder: new or empty; None for `runs/<data>-<kind>-seed<seed>-<date-time>`.
       env_params: parameters of the environment.
       reporter: what is told of the progress; None for a bar on a terminal and lines elsewhere.
-      checkpoint_minutes: between two checkpoints; there is always one at the end.
-      keep: how many of the newest checkpoints to keep.
-      log_seconds: the shortest time between two records of metrics.
+      **loop: `checkpoint_minutes`, `keep`, `log_seconds`, `max_skipped`, see `btnn_jax.training.loop.run_loop`.
 
     Raises:
       RunError: the folder already holds something, the data cannot be had, or no autoencoder fits them.
@@ -114,33 +110,18 @@ def train_autoencoder(
             "seed": seed,
         },
     )
-    loop: dict[str, Any] = {
-        "checkpoint_seconds": 60 * checkpoint_minutes,
-        "keep": keep,
-        "log_seconds": log_seconds,
-    }
     return _go(path, run, examples, autoencoder, reporter or make_reporter(), **loop)
 
 
 def resume_autoencoder(
-    folder: Folder,
-    *,
-    reporter: Reporter | None = None,
-    checkpoint_minutes: float = 5.0,
-    keep: int = 2,
-    log_seconds: float = 1.0,
+    folder: Folder, *, reporter: Reporter | None = None, **loop: Unpack[LoopOptions]
 ) -> AutoencoderResult:
-    """Goes on with a run from its newest checkpoint, as if it had never stopped; see `train_autoencoder`.
+    """Goes on with a run from a checkpoint, as if it had never stopped; see `train_autoencoder`.
 
     Raises:
       RunError: the folder is not an autoencoder's run, its data cannot be had, or its checkpoint cannot be read.
     """
     path, run = pathlib.Path(folder), read_autoencoder_run(folder)
-    loop: dict[str, Any] = {
-        "checkpoint_seconds": 60 * checkpoint_minutes,
-        "keep": keep,
-        "log_seconds": log_seconds,
-    }
     return _go(path, run, *_prepare(run), reporter or make_reporter(), **loop)
 
 
@@ -229,7 +210,7 @@ def _go(
     examples: Examples,
     autoencoder: Autoencoder,
     reporter: Reporter,
-    **loop: Any,
+    **loop: Unpack[LoopOptions],
 ) -> AutoencoderResult:
     def step(
         state: AutoencoderState, train: jax.Array, validation: jax.Array
@@ -242,13 +223,14 @@ def _go(
     state = jax.eval_shape(autoencoder.init, jax.random.key(0))
     program = Program(
         title=f"{examples.title}, {run.config.kind} with {autoencoder.latent} latent variables",
-        init=autoencoder.init,
+        init=lambda seed: autoencoder.init(jax.random.key(seed)),
         step=step,
         state=state,
         metrics=jax.eval_shape(step, state, *inputs)[1],
         num_updates=run.config.num_updates,
         steps_per_update=run.config.steps_per_update,
         result=lambda metrics: f"validation error {metrics['validation_loss']:.4g}",
+        score=lambda metrics: -metrics["validation_loss"],
         inputs=inputs,
     )
     outcome = run_loop(folder, program, seed=run.seed, reporter=reporter, **loop)

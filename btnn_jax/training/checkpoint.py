@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 import pathlib
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -11,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from btnn_jax.extras import import_extra
-from btnn_jax.training.folder import Folder, RunError, first_line
+from btnn_jax.training.folder import Folder, RunError, first_line, version
 
 PyTree = Any
 
@@ -21,82 +25,149 @@ class CheckpointError(RunError):
 
 
 class Checkpoints:
-    """The newest checkpoints of a run, numbered by the updates they hold; a context manager.
+    """The newest checkpoints of a run and its best one, numbered by the updates they hold; a context manager.
 
-    A checkpoint counts only once it is whole, so that a run killed at any moment leaves one that can be read.
+    They are written in the background. A checkpoint counts only once it is whole, so that a run killed at any moment
+    leaves one that can be read. In a run of several processes, all of them call the same methods.
 
     Args:
       folder: where they lie.
-      keep: how many to keep.
+      keep: how many of the newest to keep.
       create: make the folder; otherwise it must exist.
+      settings: what makes the run, as JSON takes it. Each checkpoint carries it, and one that carries another is not
+        read; None does not look at it.
 
     Raises:
       CheckpointError: the folder does not exist.
       ModuleNotFoundError: Orbax is not installed.
     """
 
-    def __init__(self, folder: Folder, *, keep: int = 2, create: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        *,
+        keep: int = 2,
+        create: bool = True,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self._ocp = import_extra("orbax.checkpoint", "writing and reading checkpoints")
+        policies = import_extra("orbax.checkpoint.checkpoint_managers", "writing and reading checkpoints")
         self._folder = pathlib.Path(folder).absolute()
+        self._settings = settings
         if not create and not self._folder.is_dir():
             raise CheckpointError(f"no checkpoint in {folder}")
+        best = policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
         self._manager = self._ocp.CheckpointManager(
             self._folder,
+            item_handlers={
+                "state": self._ocp.StandardCheckpointHandler(),
+                "about": self._ocp.JsonCheckpointHandler(),
+            },
             options=self._ocp.CheckpointManagerOptions(
                 create=create,
-                max_to_keep=keep,
-                # The arrays must leave the device before the next step overwrites them; what could be left to
-                # do in the background then is too little to be worth a thread.
-                enable_async_checkpointing=False,
                 cleanup_tmp_directories=create,
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
             ),
         )
 
-    def save(self, update: int, state: PyTree) -> None:
-        """Writes `state`, any pytree of arrays and typed keys, as checkpoint `update`, and waits for it."""
+    def save(self, update: int, state: PyTree, *, score: float | None = None) -> None:
+        """Copies `state` and begins to write it as checkpoint `update`.
+
+        Args:
+          update: above all that have been saved.
+          state: any pytree of arrays and typed keys.
+          score: how good it is; the highest is the best.
+
+        Raises:
+          CheckpointError: it cannot be written, or the one before it could not be.
+        """
         arrays, keys = to_arrays(state)
-        self._manager.save(
-            update,
-            args=self._ocp.args.Composite(
-                state=self._ocp.args.StandardSave(arrays), keys=self._ocp.args.JsonSave(keys)
-            ),
-        )
+        about = {"keys": keys, "settings": self._settings, "version": version("btnn-jax")}
+        with self._writing(update):
+            self._manager.save(
+                update,
+                args=self._ocp.args.Composite(
+                    state=self._ocp.args.StandardSave(arrays), about=self._ocp.args.JsonSave(about)
+                ),
+                metrics=None if score is None or not math.isfinite(score) else {"score": score},
+            )
+
+    def wait(self) -> None:
+        """Waits until all is written.
+
+        Raises:
+          CheckpointError: the last checkpoint could not be written.
+        """
+        with self._writing(self.latest()):
+            self._manager.wait_until_finished()
 
     def latest(self) -> int | None:
         """The number of the newest checkpoint; None where there is none."""
         return self._manager.latest_step()
 
+    def best(self) -> int | None:
+        """The number of the kept checkpoint with the highest score; the newest where none has a score."""
+        scores = {update: self._manager.metrics(update) for update in self._manager.all_steps()}
+        scored = [update for update, metrics in scores.items() if metrics]
+        return max(scored, key=lambda update: _score(scores[update])) if scored else self.latest()
+
     def restore(self, like: PyTree, update: int | None = None) -> PyTree:
         """Reads a checkpoint.
 
         Args:
-          like: a state of the same structure, shapes and dtypes, or the `jax.eval_shape` of one.
+          like: a state of the same structure, shapes and dtypes, or the `jax.eval_shape` of one; leaves with a
+            sharding are placed by it, whatever devices they were saved from.
           update: which checkpoint; None for the newest.
 
         Returns:
-          The state that was saved, bit by bit, on the default device, whatever devices it was saved from.
+          The state that was saved, bit by bit.
 
         Raises:
-          CheckpointError: there is none, it cannot be read, or it holds another kind of state.
+          CheckpointError: there is none, it cannot be read, or it is of another run; the message names the newest one
+            before it.
         """
         update = self.latest() if update is None else update
         if update is None:
             raise CheckpointError(f"no checkpoint in {self._folder}")
         where = self._folder / str(update)
+        composite, restore = self._ocp.args.Composite, self._ocp.args.StandardRestore
         try:
-            stored = self._manager.restore(
-                update,
-                args=self._ocp.args.Composite(
-                    state=self._ocp.args.StandardRestore(), keys=self._ocp.args.JsonRestore()
-                ),
-            )
-            arrays, keys = stored["state"], stored["keys"]
+            about = self._manager.restore(update, args=composite(about=self._ocp.args.JsonRestore()))["about"]
+            found = self._manager.item_metadata(update)["state"]
+            # As arrays of NumPy, or Orbax would ask for the devices that the checkpoint was written from.
+            template = {name: np.empty(x.shape, x.dtype) for name, x in found.items()}
+            arrays = self._manager.restore(update, args=composite(state=restore(template)))["state"]
         except Exception as error:  # a damaged file can raise anything, from JSON's errors to TensorStore's
-            raise CheckpointError(f"cannot read the checkpoint {where}: {first_line(error)}") from error
+            message = f"cannot read the checkpoint {where}: {first_line(error)}"
+            raise CheckpointError(message + self._before(update)) from error
         try:
-            return from_arrays(like, arrays, keys)
+            _check_settings(self._settings, about["settings"])
+            return from_arrays(like, arrays, about["keys"])
         except ValueError as error:
-            raise CheckpointError(f"the checkpoint {where} is not of this run: {error}") from error
+            message = f"the checkpoint {where}, by version {about['version']}, is not of this run: {error}"
+            raise CheckpointError(message + self._before(update)) from error
+
+    def drop_after(self, update: int) -> None:
+        """Moves checkpoints newer than `update` aside, into a folder beside: a run goes on from an earlier one."""
+        newer = [number for number in self._manager.all_steps() if number > update]
+        if newer and jax.process_index() == 0:
+            aside = self._folder.with_name(f"{self._folder.name}-after-{update}")
+            aside.mkdir(exist_ok=True)
+            for number in newer:
+                (self._folder / str(number)).rename(aside / str(number))
+        self._manager.reload()
+
+    def _before(self, update: int) -> str:
+        earlier = [number for number in self._manager.all_steps() if number < update]
+        return f"; the one before it is {max(earlier)}" if earlier else ""
+
+    @contextlib.contextmanager
+    def _writing(self, update: int | None) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # as for reading
+            message = f"cannot write the checkpoint {self._folder / str(update)}: {first_line(error)}"
+            raise CheckpointError(message) from error
 
     def __enter__(self) -> Checkpoints:
         """Returns itself."""
@@ -105,22 +176,47 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Closes Orbax's manager."""
-        self._manager.close()
+        """Waits until all is written and closes Orbax's manager."""
+        with self._writing(self.latest()):
+            self._manager.close()
 
 
-def to_arrays(state: PyTree) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Takes a state off the device.
+def _score(metrics: Any) -> float:
+    return float(metrics["score"])
+
+
+def _check_settings(expected: Mapping[str, Any] | None, stored: Mapping[str, Any] | None) -> None:
+    if expected is None or stored is None:
+        return
+    ours, theirs = _flat(expected), _flat(stored)
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise ValueError(f"its {name} is {theirs.get(name)!r}, expected {ours.get(name)!r}")
+
+
+def _flat(settings: Mapping[str, Any], start: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in json.loads(json.dumps(settings)).items():
+        flat |= _flat(value, f"{start}{name}.") if isinstance(value, dict) else {start + name: value}
+    return flat
+
+
+def to_arrays(state: PyTree) -> tuple[dict[str, Any], dict[str, str]]:
+    """Copies a state: the next step overwrites it in place while it is being written.
 
     Returns:
-      `name -> array` of every leaf that has elements, `name -> implementation` of those that are typed keys.
+      `name -> array` of every leaf that has elements, `name -> implementation` of those that are typed keys. The arrays
+      are on the host, or, in a run of several processes, on the devices, where no host sees them whole.
     """
     arrays, keys = {}, {}
     for name, leaf in _named(state).items():
         if _is_key(leaf):
             keys[name] = str(jax.random.key_impl(leaf))
-        arrays[name] = _storable(leaf)
-    return {name: np.asarray(leaf) for name, leaf in jax.device_get(arrays).items() if leaf.size}, keys
+        if leaf.size:
+            arrays[name] = _storable(leaf)
+    if jax.process_count() > 1:
+        return jax.tree.map(jnp.copy, arrays), keys
+    return {name: np.array(leaf) for name, leaf in jax.device_get(arrays).items()}, keys
 
 
 def from_arrays(like: PyTree, arrays: dict[str, np.ndarray], keys: dict[str, str]) -> PyTree:
@@ -144,9 +240,7 @@ def from_arrays(like: PyTree, arrays: dict[str, np.ndarray], keys: dict[str, str
             )
 
     def leaf(name: str, like: Any) -> jax.Array:
-        if name not in arrays:
-            return jnp.zeros(like.shape, like.dtype)
-        array = jnp.array(arrays[name])  # a copy: the next step overwrites it in place
+        array = _placed(arrays[name] if name in arrays else np.zeros(like.shape, like.dtype), like)
         if name in keys:
             array = jax.random.wrap_key_data(array, impl=keys[name])
         if array.dtype != like.dtype:
@@ -154,6 +248,13 @@ def from_arrays(like: PyTree, arrays: dict[str, np.ndarray], keys: dict[str, str
         return array
 
     return jax.tree.unflatten(jax.tree.structure(like), [leaf(name, like) for name, like in shapes.items()])
+
+
+def _placed(array: np.ndarray, like: Any) -> jax.Array:
+    """A copy on the devices where `like` is to be: the next step overwrites it in place."""
+    if getattr(like, "sharding", None) is None:
+        return jnp.array(array)
+    return jax.make_array_from_callback(array.shape, like.sharding, lambda part: np.array(array[part]))
 
 
 def _storable(leaf: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 ALGORITHMS = ("a2c", "ppo")
+POLICIES = ("unreal", "stacked_lstm")
 SCHEDULES = ("constant", "linear", "cosine")
 PRECISIONS = ("float32", "bfloat16")
 KINDS = ("conv2d", "channel_wise", "beta_vae")
@@ -56,7 +57,9 @@ class UnrealConfig(Config):
     """
 
     # Experience
-    shards: int = 1  # learners side by side that average their gradients; devices divide them among themselves
+    shards: int = (
+        1  # learners side by side that average their gradients; devices divide them among themselves
+    )
     num_envs: int = 64  # environments stepped side by side, in each shard
     rollout_length: int = 32  # steps of each environment per update; also the length of replayed sequences
     total_steps: int = 400_000  # environment steps of the whole run; the schedules end there
@@ -94,11 +97,14 @@ class UnrealConfig(Config):
     rp_batch: int = 32  # frame stacks per gradient step, half of them with a reward
 
     # Network
+    policy: str = "unreal"  # "stacked_lstm" has two LSTMs, for dict observations {"external", "internal"}
     num_filters: tuple[int, ...] | None = None  # None: by the observation's size
     hidden: tuple[int, ...] = (128,)
     lstm: tuple[int, ...] = (128,)  # () for an agent without memory
     noisy: bool = True  # NoisyNet heads
-    precision: str = "float32"  # of the network's computations; parameters, memory, logits and losses are float32
+    precision: str = (
+        "float32"  # of the network's computations; parameters, memory, logits and losses are float32
+    )
     frozen: tuple[str, ...] = ()  # parameters that stay as they start, by how their paths start
 
     # An autoencoder as encoder
@@ -112,7 +118,15 @@ class UnrealConfig(Config):
 
     def __post_init__(self) -> None:
         """Checks every range."""
-        for name in ("shards", "num_envs", "rollout_length", "total_steps", "epochs", "minibatches", "rp_frames"):
+        for name in (
+            "shards",
+            "num_envs",
+            "rollout_length",
+            "total_steps",
+            "epochs",
+            "minibatches",
+            "rp_frames",
+        ):
             self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("replay_length", "replay_batch", "rp_batch"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
@@ -124,6 +138,7 @@ class UnrealConfig(Config):
             self._check(name, getattr(self, name) >= 0, "at least 0")
         for name in ("pc_weight", "vr_weight", "rp_weight", "ae_weight"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
+        self._check("policy", self.policy in POLICIES, f"one of {', '.join(POLICIES)}")
         self._check("algorithm", self.algorithm in ALGORITHMS, f"one of {', '.join(ALGORITHMS)}")
         self._check(
             "learning_rate_schedule",

@@ -23,8 +23,9 @@ from btnn_jax.data import (
     split,
     windows,
 )
+from btnn_jax.encoders import as_image, one_stream
 from btnn_jax.envs.base import Environment, check_known
-from btnn_jax.policies import action_distribution, as_image, one_stream
+from btnn_jax.policies import action_distribution
 from btnn_jax.training.config import AutoencoderConfig
 from btnn_jax.training.folder import RunError, first_line
 from btnn_jax.training.run import make_env

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.json"
 EVENTS = "tensorboard"
 CHECKPOINTS = "checkpoints"
+LOCK = "lock"
 
 Folder = str | os.PathLike[str]
 
@@ -37,6 +39,7 @@ class Run:
     config: UnrealConfig
     seed: int = 0
     env_params: Mapping[str, Any] = field(default_factory=dict)
+    seeds: int = 1  # agents trained side by side in one program, from `seed` on
 
     @property
     def title(self) -> str:
@@ -49,7 +52,8 @@ def create_run(folder: Folder, run: Run) -> pathlib.Path:
     """Makes `folder` the folder of `run`; see `create_folder`."""
     environment = {"name": run.env, "params": dict(run.env_params)}
     return create_folder(
-        folder, {"environment": environment, "config": run.config.to_dict(), "seed": run.seed}
+        folder,
+        {"environment": environment, "config": run.config.to_dict(), "seed": run.seed, "seeds": run.seeds},
     )
 
 
@@ -63,7 +67,7 @@ def create_folder(folder: Folder, settings: Mapping[str, Any]) -> pathlib.Path:
     path = pathlib.Path(folder)
     content = {
         **settings,
-        "versions": {name: _version(name) for name in ("btnn-jax", "jax", "flax", "optax")},
+        "versions": {name: version(name) for name in ("btnn-jax", "jax", "flax", "optax")},
         "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
     }
     try:
@@ -109,6 +113,7 @@ def read_run(folder: Folder) -> Run:
             env_params=environment["params"],
             config=UnrealConfig.from_dict(settings["config"]),
             seed=settings["seed"],
+            seeds=settings["seeds"],
         )
     except (ValueError, TypeError, KeyError) as error:
         raise RunError(
@@ -136,6 +141,28 @@ def read_settings(folder: Folder) -> dict[str, Any]:
     return settings
 
 
+@contextlib.contextmanager
+def locked(folder: Folder) -> Iterator[None]:
+    """Keeps other processes from writing into a run's folder; the system lets go of it when this process ends.
+
+    Raises:
+      RunError: another process writes into it.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows has no such locks
+        yield
+        return
+    with (pathlib.Path(folder) / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(
+                f"another process is writing into {folder}; wait for its end or stop it"
+            ) from error
+        yield
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its type where it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -157,8 +184,9 @@ def _json(content: Any) -> str:
     return json.dumps(content, indent=2) + "\n"
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """The installed version of a package; None where it is used from its sources."""
     try:
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # used from its sources
+    except importlib.metadata.PackageNotFoundError:
         return None

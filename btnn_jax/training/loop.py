@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import math
 import pathlib
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
+import numpy as np
 
-from btnn_jax.training.checkpoint import Checkpoints
-from btnn_jax.training.folder import CHECKPOINTS
+from btnn_jax.training.checkpoint import CheckpointError, Checkpoints
+from btnn_jax.training.folder import CHECKPOINTS, RunError, locked, read_settings
 from btnn_jax.training.metrics import Means, MetricsWriter, add_metrics, no_means, read_means, read_metrics
-from btnn_jax.training.progress import Progress, Reporter, short
+from btnn_jax.training.processes import first_only, is_first, most, together
+from btnn_jax.training.progress import Progress, Reporter, Silent, short
 
 PyTree = Any
 Metrics = dict[str, jax.Array]  # float32 [] each
@@ -30,14 +33,26 @@ class Program(NamedTuple):
     """What a run computes, as the loop sees it."""
 
     title: str  # of the run, for people
-    init: Callable[[jax.Array], PyTree]  # key -> state
+    init: Callable[[Any], PyTree]  # seed, uint32 -> state
     step: Callable[..., tuple[PyTree, Metrics]]  # (state, *inputs) -> (state, metrics)
     state: PyTree  # of shapes only
     metrics: Metrics  # those of one step, of shapes only
     num_updates: int  # calls of `step` that the run takes
     steps_per_update: int  # what is counted and shown: environment steps, or gradient steps
     result: Callable[[dict[str, float]], str]  # how well it goes, in a few words, from the metrics
+    score: Callable[[dict[str, float]], float | None]  # higher is better; None where it is not known yet
     inputs: tuple[PyTree, ...] = ()  # what every step is given besides the state
+    everywhere: jax.sharding.Sharding | None = None  # of what lies on all devices; None for the one there is
+
+
+class LoopOptions(TypedDict, total=False):
+    """How the loop runs, which does not change what it computes; see `run_loop`."""
+
+    checkpoint_minutes: float
+    keep: int
+    log_seconds: float
+    max_skipped: int
+    checkpoint: int | None
 
 
 class Outcome(NamedTuple):
@@ -55,50 +70,68 @@ def run_loop(
     *,
     seed: int,
     reporter: Reporter,
-    checkpoint_seconds: float,
-    keep: int,
-    log_seconds: float,
+    checkpoint_minutes: float = 5.0,
+    keep: int = 2,
+    log_seconds: float = 1.0,
+    max_skipped: int = 1000,
+    checkpoint: int | None = None,
 ) -> Outcome:
     """Trains from the newest checkpoint, or from the start, to the end or to a signal.
 
     Args:
       folder: the run's.
       program: what to compute.
-      seed: of the key that `program.init` gets.
+      seed: what `program.init` gets.
       reporter: what is told of the progress.
-      checkpoint_seconds: between two checkpoints; there is always one at the end.
-      keep: how many of the newest checkpoints to keep.
+      checkpoint_minutes: between two checkpoints; there is always one at the end.
+      keep: how many of the newest checkpoints to keep; the best is kept besides.
       log_seconds: the shortest time between two records of metrics.
+      max_skipped: gradient steps left out since the start of this call, because they were not finite, after which
+        the run gives up.
+      checkpoint: which one to go on from; newer ones are moved aside. None for the newest.
 
     Raises:
-      RunError: the checkpoint or the metrics cannot be read.
+      RunError: the folder is in use, the checkpoint or the metrics cannot be read, the first or the last checkpoint
+        cannot be written, too many gradient steps were not finite, or another process of the run is lost.
       ModuleNotFoundError: a package of the extra `train` is missing.
     """
     with contextlib.ExitStack() as stack:
+        if not is_first():
+            reporter = Silent()
         stack.callback(reporter.close)
-        checkpoints = stack.enter_context(Checkpoints(folder / CHECKPOINTS, keep=keep))
-        newest = checkpoints.latest()
-        start = newest or 0
-        steps = start * program.steps_per_update
+        stack.enter_context(together())
+        with first_only("opening the folder") as first:
+            if first:
+                stack.enter_context(locked(folder))
+        settings = {
+            name: x for name, x in read_settings(folder).items() if name not in ("versions", "device")
+        }
+        checkpoints = stack.enter_context(Checkpoints(folder / CHECKPOINTS, keep=keep, settings=settings))
         reporter.note(f"{program.title}, seed {seed}, in {folder}")
+        newest = checkpoints.latest()
         if newest is None:
-            state = jax.jit(program.init)(jax.random.key(seed))
+            start, state = 0, jax.jit(program.init)(np.uint32(seed))
             checkpoints.save(0, state)
+            checkpoints.wait()  # a disk that cannot take it is known before the training
         else:
-            state = checkpoints.restore(program.state)
-            reporter.note(f"resumed at {short(steps)} steps")
+            start = newest if checkpoint is None else checkpoint
+            state = checkpoints.restore(program.state, start)
+            checkpoints.drop_after(start)
+            reporter.note(f"resumed at {short(start * program.steps_per_update)} steps")
         if start >= program.num_updates:  # opening the metrics would touch them
             seconds = read_metrics(folder).get("seconds", [0.0])[-1]
-            return Outcome(state, steps, float(seconds), None)
+            return Outcome(state, start * program.steps_per_update, float(seconds), None)
 
-        writer = stack.enter_context(MetricsWriter(folder, resume_from=steps))
+        steps = start * program.steps_per_update
+        writer = stack.enter_context(MetricsWriter(folder, resume_from=steps, silent=not is_first()))
         step, nothing = _compile(program, reporter)
         stop = stack.enter_context(_signals())
-        recorder = _Recorder(program, writer, reporter, start)
+        recorder = _Recorder(program, writer, reporter, start, np.mean(jax.device_get(state.skipped)))
         update, saved, logged = start, time.monotonic(), time.monotonic()
         means = nothing
         in_flight: collections.deque[jax.Array] = collections.deque()
-        while update < program.num_updates and stop.signum is None:
+        signum = 0
+        while update < program.num_updates and not signum and recorder.skipped <= max_skipped:
             state, means = step(state, means, *program.inputs)
             update += 1
             in_flight.append(means.updates)
@@ -106,13 +139,21 @@ def run_loop(
             if len(in_flight) > _IN_FLIGHT:
                 in_flight.popleft().block_until_ready()
             now = time.monotonic()
-            if now >= logged + log_seconds:
+            signum, save, record = most(
+                stop.signum or 0, now >= saved + 60 * checkpoint_minutes, now >= logged + log_seconds
+            )
+            if record:
                 recorder.keep(update, means)
                 means, logged = nothing, now
-            if now >= saved + checkpoint_seconds:
-                checkpoints.save(update, state)
+            if save:
+                try:
+                    checkpoints.save(update, state, score=recorder.score)
+                except CheckpointError as error:
+                    reporter.note(
+                        f"{error}; the run goes on, and tries again in {checkpoint_minutes:g} minutes"
+                    )
                 saved = time.monotonic()
-        if stop.signum is not None:
+        if signum:
             reporter.close()
             reporter.note("stopping with a checkpoint; once more to abort at once")
         recorder.flush()
@@ -120,20 +161,31 @@ def run_loop(
             recorder.keep(update, means)
             recorder.flush()
         if checkpoints.latest() != update:
-            checkpoints.save(update, state)
+            checkpoints.save(update, state, score=recorder.score)
+        checkpoints.wait()
+        if recorder.skipped > max_skipped:
+            raise RunError(
+                f"{recorder.skipped:.0f} gradient steps were not finite; the run stopped at "
+                f"{short(update * program.steps_per_update)} steps, and its last finite parameters are in {folder}"
+            )
         # The recorded time: a resumed run counts on from it, and saving is not training.
-        return Outcome(state, update * program.steps_per_update, recorder.recorded, stop.signum)
+        return Outcome(state, update * program.steps_per_update, recorder.recorded, signum or None)
 
 
 class _Recorder:
     """Hands means on to the files and the display, with the time they took."""
 
-    def __init__(self, program: Program, writer: MetricsWriter, reporter: Reporter, update: int) -> None:
+    def __init__(
+        self, program: Program, writer: MetricsWriter, reporter: Reporter, update: int, skipped: float
+    ) -> None:
         self._program, self._writer, self._reporter = program, writer, reporter
         self._first = self._update = update
         self._started = self._now = time.monotonic()
         self._kept: tuple[int, Means] | None = None
         self.recorded = writer.seconds  # of training, up to the last record
+        self.score: float | None = None  # as of the last record
+        self.skipped = 0.0  # gradient steps left out since `update`
+        self._skipped_before = skipped
 
     def seconds(self) -> float:
         """Of training in all sessions of the run."""
@@ -156,6 +208,10 @@ class _Recorder:
         mean_rate = size * (update - self._first) / (now - self._started)
         self._update, self._now = update, now
         metrics["steps_per_second"] = rate
+        if memory := _peak_memory():
+            metrics["device_memory_mb"] = memory / 2**20
+        self.score = self._program.score(metrics)
+        self.skipped = metrics.get("skipped", 0.0) - self._skipped_before
         self.recorded = self.seconds()
         self._writer.write(size * update, self.recorded, metrics)
         total = size * self._program.num_updates
@@ -180,10 +236,17 @@ def _compile(program: Program, reporter: Reporter) -> tuple[Callable[..., tuple[
         state, metrics = program.step(state, *inputs)
         return state, add_metrics(means, metrics)
 
-    nothing = no_means(program.metrics)
+    nothing = jax.device_put(no_means(program.metrics), program.everywhere)
     compiled = jax.jit(step, donate_argnums=0).lower(program.state, nothing, *program.inputs).compile()
-    reporter.note(f"compiled in {time.monotonic() - started:.1f} s")
+    seconds, memory = time.monotonic() - started, compiled.memory_analysis()
+    needed = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20 if memory else math.nan
+    reporter.note(f"compiled in {seconds:.1f} s; takes {needed:.0f} MB on each device")
     return compiled, nothing
+
+
+def _peak_memory() -> int | None:
+    """Bytes of the first device that were in use at most; None where the device does not count them."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 @dataclass

@@ -92,3 +92,20 @@ def make_mapped(
         return start(key, hyperparameters(config) if hyper is None else hyper)
 
     return Mapped(init_shards, advance, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
+
+
+def placed(state: TrainState, shardings: TrainState, *, lead: int = 0) -> TrainState:
+    """The shapes of `state` with where they lie.
+
+    Args:
+      state: of shapes only.
+      shardings: those of `make_mapped`.
+      lead: axes of `vmap` before the shards'.
+    """
+
+    def with_sharding(sharding: NamedSharding, part: PyTree) -> PyTree:
+        spec = P(*[None] * lead, *sharding.spec)
+        where = NamedSharding(sharding.mesh, spec)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), part)
+
+    return jax.tree.map(with_sharding, shardings, state)

@@ -17,7 +17,11 @@ from btnn_jax.training.folder import EVENTS, METRICS, Folder, RunError, write_te
 
 # Running counts, schedules, and what was measured at the end: their mean says nothing.
 LATEST = ("skipped", "learning_rate", "beta", "validation_loss", "validation_kl")
-OF_EPISODES = ("episode_return", "episode_length")  # undefined until an episode has finished
+OF_EPISODES = (
+    "episode_return",
+    "episode_length",
+    "episode_return_std",
+)  # undefined until an episode has finished
 
 
 class Means(NamedTuple):
@@ -61,6 +65,7 @@ class MetricsWriter:
     Args:
       folder: the run's.
       resume_from: steps to go on from: later records, of a run that was killed, are dropped.
+      silent: writes nothing: another process does.
 
     Attributes:
       seconds: of training up to `resume_from`.
@@ -69,10 +74,13 @@ class MetricsWriter:
       ModuleNotFoundError: tensorboardX is not installed.
     """
 
-    def __init__(self, folder: Folder, *, resume_from: int = 0) -> None:
+    def __init__(self, folder: Folder, *, resume_from: int = 0, silent: bool = False) -> None:
         tensorboard = import_extra("tensorboardX", "writing TensorBoard's events")
         path = pathlib.Path(folder) / METRICS
         self.seconds = 0.0
+        self._silent = silent
+        if silent:
+            return
         if path.exists():
             kept = [record for record in _records(path) if record["steps"] <= resume_from]
             write_text(path, "".join(_line(record) for record in kept))
@@ -90,6 +98,8 @@ class MetricsWriter:
           seconds: of training so far.
           metrics: name -> value; a value that is not finite becomes null.
         """
+        if self._silent:
+            return
         self._file.write(_line({"steps": steps, "seconds": seconds, **metrics}))
         self._file.flush()
         for name, value in metrics.items():
@@ -103,8 +113,9 @@ class MetricsWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Closes the files."""
-        self._file.close()
-        self._events.close()
+        if not self._silent:
+            self._file.close()
+            self._events.close()
 
 
 def read_metrics(folder: Folder) -> dict[str, np.ndarray]:

@@ -57,7 +57,10 @@ class OnPolicy(NamedTuple):
 
 
 def make_objective(
-    config: UnrealConfig, policy: UnrealPolicy, replay: Replay | None, axis_name: losses.AxisName | None = None
+    config: UnrealConfig,
+    policy: UnrealPolicy,
+    replay: Replay | None,
+    axis_name: losses.AxisName | None = None,
 ) -> Callable[..., tuple[Array, Metrics]]:
     """The whole loss of one gradient step.
 

@@ -9,17 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax.core import unfreeze
 
+from btnn_jax.encoders import as_image, image_stream, one_stream
 from btnn_jax.envs.base import Environment
 from btnn_jax.networks import pixel_change_2d_estimator
-from btnn_jax.policies import (
-    AgentInput,
-    PolicyOutput,
-    State,
-    UnrealPolicy,
-    action_distribution,
-    as_image,
-    one_stream,
-)
+from btnn_jax.policies import AgentInput, PolicyOutput, State, UnrealPolicy, action_distribution
 
 PyTree = Any
 
@@ -70,12 +63,14 @@ def make_rollout(
       num_envs: `B`.
       length: `T`.
       pc_cell: pixels of a cell of the pixel-change maps; None records none.
-      pc_stream: observation stream that the maps are made of.
+      pc_stream: observation stream that the maps are made of, see `btnn_jax.encoders.image_stream`.
 
     Returns:
       `reset(key) -> Actors`, and `rollout(params, actors, noise_key) -> (actors, Rollout, last_value [B])`, which holds
       the noise of the noisy layers that `noise_key` gives over all `T` steps.
     """
+    if pc_cell is not None:
+        pc_stream = image_stream(env.observation, pc_stream)
 
     def reset(key: jax.Array) -> Actors:
         pairs = jax.vmap(jax.random.split)(jax.random.split(key, num_envs))

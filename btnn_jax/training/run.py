@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 
-from btnn_jax import envs
+from btnn_jax import envs, losses
 from btnn_jax.envs.base import Environment, PyTree
 from btnn_jax.policies import UnrealPolicy
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.folder import Folder, Run, RunError, create_run, default_folder, first_line, read_run
-from btnn_jax.training.loop import Program, run_loop
+from btnn_jax.training.loop import LoopOptions, Program, run_loop
+from btnn_jax.training.mapping import make_mapped, placed
+from btnn_jax.training.metrics import OF_EPISODES
+from btnn_jax.training.processes import first_only
 from btnn_jax.training.progress import Reporter, make_reporter
 from btnn_jax.training.unreal import TrainState, make_unreal, make_unreal_policy
 
@@ -38,61 +44,68 @@ def train(
     config: UnrealConfig,
     *,
     seed: int = 0,
+    seeds: int = 1,
     folder: Folder | None = None,
     env_params: Mapping[str, Any] | None = None,
     pretrained: PyTree | None = None,
     reporter: Reporter | None = None,
-    checkpoint_minutes: float = 5.0,
-    keep: int = 2,
-    log_seconds: float = 1.0,
+    devices: int = 1,
+    **loop: Unpack[LoopOptions],
 ) -> RunResult:
-    """Trains an agent and keeps all about it in a folder.
+    """Trains an agent, or several side by side, and keeps all about it in a folder.
 
-    Metrics are recorded at most every `log_seconds`, as the mean over the updates since the last record. A
-    SIGINT or SIGTERM ends the run after the updates under way, with a checkpoint; a second one has its usual
+    Metrics are recorded at most every `log_seconds`, as the mean over the updates since the last record, and over the
+    seeds. A SIGINT or SIGTERM ends the run after the updates under way, with a checkpoint; a second one has its usual
     effect.
+
+    In a run of several processes (`btnn_jax.training.processes.connect`) all of them call this with the same
+    arguments, and with a folder that all of them see.
 
     Args:
       env: a name that `btnn_jax.envs.make` knows.
-      config: what to learn and how.
+      config: what to learn and how; its `shards` are divided among the devices.
       seed: two runs with the same seed are the same.
+      seeds: agents of their own that learn in one program, from the seeds `seed` to `seed + seeds - 1`; every part of
+        the state leads with an axis of them if there are several.
       folder: new or empty; None for `runs/<env>-<algorithm>-seed<seed>-<date-time>`.
       env_params: parameters of the environment.
       pretrained: parameters to start from in place of random ones, see `make_unreal`.
       reporter: what is told of the progress; None for a bar on a terminal and lines elsewhere.
-      checkpoint_minutes: between two checkpoints; there is always one at the end.
-      keep: how many of the newest checkpoints to keep.
-      log_seconds: the shortest time between two records of metrics.
+      devices: how many of each process's to use.
+      **loop: `checkpoint_minutes`, `keep`, `log_seconds`, `max_skipped`, see `btnn_jax.training.loop.run_loop`.
 
     Raises:
-      RunError: the folder already holds something, the environment or one of its parameters is unknown, or
-        the agent does not fit it.
+      RunError: the folder already holds something, the environment or one of its parameters is unknown, the agent
+        does not fit it, or the shards do not fit the devices; and as `run_loop`.
       ModuleNotFoundError: a package of the extra `train` is missing.
     """
-    run = Run(env, config, seed, dict(env_params or {}))
-    agent = make_agent(run, pretrained)  # before the folder: what cannot be run leaves none
-    path = create_run(
-        folder if folder is not None else default_folder(run.env, run.config.algorithm, run.seed), run
+    run = Run(env, config, seed, dict(env_params or {}), seeds)
+    agent = make_agent(run, pretrained, devices=devices)  # before the folder: what cannot be run leaves none
+    path = pathlib.Path(
+        folder if folder is not None else default_folder(run.env, run.config.algorithm, run.seed)
     )
-    return _go(path, run, agent, reporter, checkpoint_minutes, keep, log_seconds)
+    with first_only("making the folder") as first:
+        if first:
+            create_run(path, run)
+    return _go(path, run, agent, reporter, **loop)
 
 
 def resume(
-    folder: Folder,
-    *,
-    reporter: Reporter | None = None,
-    checkpoint_minutes: float = 5.0,
-    keep: int = 2,
-    log_seconds: float = 1.0,
+    folder: Folder, *, reporter: Reporter | None = None, devices: int = 1, **loop: Unpack[LoopOptions]
 ) -> RunResult:
-    """Goes on with a run from its newest checkpoint, as if it had never stopped; see `train`.
+    """Goes on with a run from a checkpoint, as if it had never stopped; see `train`.
+
+    Args:
+      folder: the run's.
+      reporter: what is told of the progress.
+      devices: may differ from those of before.
+      **loop: as for `train`, and `checkpoint`, which one to go on from.
 
     Raises:
-      RunError: the folder is not a run's, or its checkpoint cannot be read.
+      RunError: the folder is not a run's, its checkpoint cannot be read, or the shards do not fit the devices.
     """
     path, run = pathlib.Path(folder), read_run(folder)
-    agent = make_agent(run)
-    return _go(path, run, agent, reporter, checkpoint_minutes, keep, log_seconds)
+    return _go(path, run, make_agent(run, devices=devices), reporter, **loop)
 
 
 class Agent(NamedTuple):
@@ -100,10 +113,11 @@ class Agent(NamedTuple):
 
     env: Environment
     policy: UnrealPolicy
-    init: Callable[[jax.Array], TrainState]
+    init: Callable[[ArrayLike], TrainState]  # seed -> state
     step: Callable[[TrainState], tuple[TrainState, dict[str, jax.Array]]]
-    state: TrainState  # of shapes only
+    state: TrainState  # of shapes only, and of where they lie
     metrics: dict[str, jax.Array]  # those of one step, of shapes only
+    everywhere: jax.sharding.Sharding | None  # of what lies on all devices; None for the one there is
 
 
 def make_env(name: str, params: Mapping[str, Any]) -> Environment:
@@ -124,23 +138,77 @@ def make_env(name: str, params: Mapping[str, Any]) -> Environment:
     return env
 
 
-def make_agent(run: Run, pretrained: PyTree | None = None) -> Agent:
-    """Binds all that `run` names; `pretrained` as for `make_unreal`.
+def make_agent(run: Run, pretrained: PyTree | None = None, *, devices: int = 1) -> Agent:
+    """Binds all that `run` names; `pretrained` as for `make_unreal`, `devices` as for `train`.
 
     Raises:
-      RunError: the environment or one of its parameters is unknown, the agent does not fit it, or what the
-        configuration asks for cannot be computed.
+      RunError: the environment or one of its parameters is unknown, the agent does not fit it, what the configuration
+        asks for cannot be computed, or the shards do not fit the devices.
     """
-    env = make_env(run.env, run.env_params)
+    env, config = make_env(run.env, run.env_params), run.config
+    used = first_devices(devices)
+    if config.shards % len(used):
+        raise RunError(
+            f"the run's {config.shards} shards cannot be divided equally among {len(used)} devices"
+        )
     try:
-        policy = make_unreal_policy(run.config, env)
-        init, step = make_unreal(run.config, env, policy=policy, pretrained=pretrained)
-        step = jax.jit(step, inline=True)  # traced here, and not again when it is compiled into the loop
-        state = jax.eval_shape(init, jax.random.key(0))
-        _, metrics = jax.eval_shape(step, state)
+        policy = make_unreal_policy(config, env)
+        everywhere = None
+        if config.shards == 1:
+            init, step = make_unreal(config, env, policy=policy, pretrained=pretrained)
+        else:
+            mapped = make_mapped(config, env, devices=used, policy=policy, pretrained=pretrained)
+            init, step = mapped.init, mapped.step
+            if len(used) > 1:
+                everywhere = mapped.shardings.params
+        start, advance = _of_seeds(init, step, run.seeds)
+        advance = jax.jit(
+            advance, inline=True
+        )  # traced here, and not again when it is compiled into the loop
+        state = jax.eval_shape(start, np.uint32(0))
+        _, metrics = jax.eval_shape(advance, state)
     except ValueError as error:
         raise RunError(f"no agent fits {run.env} with this configuration: {first_line(error)}") from error
-    return Agent(env, policy, init, step, state, metrics)
+    if everywhere is not None:
+        state = placed(state, mapped.shardings, lead=int(run.seeds > 1))
+    return Agent(env, policy, start, advance, state, metrics, everywhere)
+
+
+def first_devices(count: int) -> list[jax.Device]:
+    """The first `count` devices of each process.
+
+    Raises:
+      RunError: there are fewer.
+    """
+    here = len(jax.local_devices())
+    if count > here:
+        raise RunError(f"{count} devices were asked for, but there are {here} of {jax.default_backend()}")
+    every = range(jax.process_count())
+    return [device for index in every for device in jax.local_devices(process_index=index)[:count]]
+
+
+def _of_seeds(init: Callable, step: Callable, seeds: int) -> tuple[Callable, Callable]:
+    """`seed -> state` and the step, for one seed or for several side by side, whose metrics are averaged."""
+
+    def start(seed: ArrayLike) -> TrainState:
+        if seeds == 1:
+            return init(jax.random.key(seed))
+        every = jnp.asarray(seed, jnp.uint32) + jnp.arange(seeds, dtype=jnp.uint32)
+        return jax.vmap(lambda seed: init(jax.random.key(seed)))(every)
+
+    def advance(state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
+        if seeds == 1:
+            return step(state)
+        state, metrics = jax.vmap(step)(state)
+        finished = metrics["episode_length"] > 0
+        means = {
+            name: losses.masked_mean(x, finished if name in OF_EPISODES else None)
+            for name, x in metrics.items()
+        }
+        deviations = jnp.square(metrics["episode_return"] - means["episode_return"])
+        return state, means | {"episode_return_std": jnp.sqrt(losses.masked_mean(deviations, finished))}
+
+    return start, advance
 
 
 def _go(
@@ -148,9 +216,7 @@ def _go(
     run: Run,
     agent: Agent,
     reporter: Reporter | None,
-    checkpoint_minutes: float,
-    keep: int,
-    log_seconds: float,
+    **loop: Unpack[LoopOptions],
 ) -> RunResult:
     program = Program(
         title=run.title,
@@ -161,17 +227,11 @@ def _go(
         num_updates=run.config.num_updates,
         steps_per_update=run.config.steps_per_update,
         result=_result,
+        score=lambda metrics: metrics.get("episode_return"),
+        everywhere=agent.everywhere,
     )
-    state, steps, seconds, stopped = run_loop(
-        folder,
-        program,
-        seed=run.seed,
-        reporter=reporter or make_reporter(),
-        checkpoint_seconds=60 * checkpoint_minutes,
-        keep=keep,
-        log_seconds=log_seconds,
-    )
-    return RunResult(folder, run, state, steps, seconds, stopped)
+    outcome = run_loop(folder, program, seed=run.seed, reporter=reporter or make_reporter(), **loop)
+    return RunResult(folder, run, *outcome)
 
 
 def _result(metrics: dict[str, float]) -> str:

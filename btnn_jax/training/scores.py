@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,19 +30,21 @@ class Score(NamedTuple):
 
 
 def score_run(
-    folder: Folder, *, episodes: int = 128, seed: int = 0, max_steps: int = 10_000
+    folder: Folder, *, episodes: int = 128, seed: int = 0, max_steps: int = 10_000, best: bool = False
 ) -> dict[str, Score]:
-    """Plays the agent of a run's newest checkpoint, and writes `evaluation.json` into the folder.
+    """Plays the agent, or agents, of one of a run's checkpoints, and writes `evaluation.json` into the folder.
 
     Args:
       folder: the run's; it may have been interrupted.
       episodes: how many each agent plays.
       seed: of the episodes.
       max_steps: where to cut an episode that does not end.
+      best: play the checkpoint with the highest return in training rather than the newest.
 
     Returns:
       The scores of the agent's most likely actions (`greedy`), of its sampled ones (`sampled`), and of
-      uniformly drawn ones (`random`).
+      uniformly drawn ones (`random`). Of a run of several seeds the first two are over all agents, with the standard
+      error over them, and the most likely actions of each are there too (`seed 0`, ...).
 
     Raises:
       RunError: the folder is not a run's, or has no checkpoint that can be read.
@@ -50,12 +52,13 @@ def score_run(
     run = read_run(folder)
     agent = make_agent(run)
     with Checkpoints(pathlib.Path(folder) / CHECKPOINTS, create=False) as checkpoints:
-        state = checkpoints.restore(agent.state)
-    scores = score(agent, state.params, episodes=episodes, seed=seed, max_steps=max_steps)
+        state = checkpoints.restore(agent.state, checkpoints.best() if best else None)
+    names = range(run.seed, run.seed + run.seeds) if run.seeds > 1 else None
+    scores = score(agent, state.params, episodes=episodes, seed=seed, max_steps=max_steps, seeds=names)
     write_json(
         pathlib.Path(folder) / EVALUATION,
         {
-            "steps": int(state.update) * run.config.steps_per_update,
+            "steps": int(np.max(state.update)) * run.config.steps_per_update,
             "seed": seed,
             "scores": {name: score._asdict() for name, score in scores.items()},
         },
@@ -64,33 +67,56 @@ def score_run(
 
 
 def score(
-    agent: Agent, params: PyTree, *, episodes: int, seed: int = 0, max_steps: int = 10_000
+    agent: Agent,
+    params: PyTree,
+    *,
+    episodes: int,
+    seed: int = 0,
+    max_steps: int = 10_000,
+    seeds: Sequence[int] | None = None,
 ) -> dict[str, Score]:
-    """The scores of `params`, greedy and sampled, and of a random agent; see `score_run`."""
+    """The scores of `params`, greedy and sampled, and of a random agent; see `score_run`.
+
+    Args:
+      agent: the run's.
+      params: of the policy; leading with an axis of seeds where `seeds` names them.
+      episodes: how many each agent plays.
+      seed: of the episodes.
+      max_steps: where to cut an episode that does not end.
+      seeds: the agents' seeds; None for one agent.
+    """
     greedy_key, sampled_key, random_key = jax.random.split(jax.random.key(seed), 3)
 
-    def trained(*, greedy: bool) -> Callable[[PyTree, jax.Array], Episodes]:
-        evaluate = make_evaluate(
+    def trained(key: jax.Array, *, greedy: bool) -> Episodes:
+        play = make_evaluate(
             agent.env, agent.policy, num_episodes=episodes, greedy=greedy, max_steps=max_steps
         )
-        return jax.jit(evaluate)
+        if seeds is None:
+            return jax.jit(play)(params, key)
+        return jax.jit(jax.vmap(play))(params, jax.random.split(key, len(seeds)))
 
     random = jax.jit(make_evaluate_random(agent.env, num_episodes=episodes, max_steps=max_steps))
-    return {
-        "greedy": summarise(trained(greedy=True)(params, greedy_key)),
-        "sampled": summarise(trained(greedy=False)(params, sampled_key)),
+    greedy = trained(greedy_key, greedy=True)
+    scores = {
+        "greedy": summarise(greedy),
+        "sampled": summarise(trained(sampled_key, greedy=False)),
         "random": summarise(random(random_key)),
     }
+    for index, name in enumerate(seeds or ()):
+        scores[f"seed {name}"] = summarise(jax.tree.map(lambda x, index=index: x[index], greedy))
+    return scores
 
 
 def summarise(played: Episodes) -> Score:
-    """Mean return with its standard error, and mean length."""
+    """Mean return with its standard error over episodes `[N]`, or over the agents of `[S, N]`, and mean length."""
     returns = np.asarray(played.returns, np.float64)
     count = returns.size
+    samples = returns if returns.ndim == 1 else returns.mean(axis=1)
+    error = samples.std(ddof=1) / math.sqrt(samples.size) if samples.size > 1 else None
     return Score(
         episodes=count,
         mean_return=float(returns.mean()),
-        standard_error=float(returns.std(ddof=1) / math.sqrt(count)) if count > 1 else None,
+        standard_error=None if error is None else float(error),
         mean_length=float(np.mean(played.lengths)),
         unfinished=int(count - np.sum(played.finished)),
     )

@@ -13,16 +13,9 @@ import optax
 from flax import struct
 
 from btnn_jax import losses, targets
+from btnn_jax.encoders import as_image, one_stream
 from btnn_jax.envs.base import Environment
-from btnn_jax.policies import (
-    UnrealPolicy,
-    as_image,
-    frozen_mask,
-    init_params,
-    make_policy,
-    one_stream,
-    with_pretrained,
-)
+from btnn_jax.policies import UnrealPolicy, frozen_mask, init_params, make_policy, with_pretrained
 from btnn_jax.replay import ReplayState, make_replay
 from btnn_jax.training.autoencode import default_layers, make_model
 from btnn_jax.training.config import UnrealConfig
@@ -51,6 +44,7 @@ class TrainState:
 def make_unreal_policy(config: UnrealConfig, env: Environment, **overrides: Any) -> UnrealPolicy:
     """The agent's network that `config` describes for `env`; `overrides` go to `make_policy`."""
     fields = {
+        "kind": config.policy,
         "num_filters": config.num_filters,
         "hidden": config.hidden,
         "lstm": config.lstm,
@@ -96,11 +90,14 @@ def make_unreal(
         not, and gradients and metrics are averaged. `btnn_jax.training.mapping` does all of it.
 
     Returns:
-      `init(key, hyper=hyperparameters(config)) -> TrainState` and `step(state) -> (state, metrics)`, where metrics are float32 scalars:
-      `policy_loss value_loss entropy explained_variance gradient_norm episode_return episode_length skipped
-      learning_rate`, and, where they apply, `approx_kl clip_fraction noise_sigma pixel_control_loss
-      value_replay_loss reward_prediction_loss autoencoder_loss`. Losses are means over the gradient steps that
-      were made, 0 if all were skipped.
+      `init(key, hyper=hyperparameters(config)) -> TrainState` and `step(state) -> (state, metrics)`, where metrics are
+      float32 scalars: `policy_loss value_loss entropy explained_variance gradient_norm episode_return episode_length
+      skipped learning_rate`, and, where they apply, `approx_kl clip_fraction noise_sigma pixel_control_loss
+      value_replay_loss reward_prediction_loss autoencoder_loss`. Losses are means over the gradient steps that were
+      made, 0 if all were skipped.
+
+    Raises:
+      ValueError: the axis has another size than `config.shards`.
     """
     policy = policy or make_unreal_policy(config, env)
     reset, rollout = make_rollout(
@@ -162,7 +159,7 @@ def make_unreal(
         norm = optax.tree.norm(gradients)
         with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes float32 and int32
             updates, new_opt_state = optimizer.update(gradients, opt_state)
-        updates = optax.tree.scale(-hyper.learning_rate, updates)
+        updates = optax.tree.scale(-jnp.asarray(hyper.learning_rate), updates)
         # An update that is not finite would end the run; leaving it out costs one step.
         finite = jnp.isfinite(norm)
         params, opt_state = jax.tree.map(
@@ -294,7 +291,9 @@ def _check_shards(config: UnrealConfig, axis_name: losses.AxisName | None) -> No
     if axis_name is None and config.shards > 1:
         raise ValueError(f"{config.shards} shards need an axis_name; btnn_jax.training.mapping gives one")
     if axis_name is not None and (size := jax.lax.axis_size(axis_name)) != config.shards:
-        raise ValueError(f"config.shards must be the size of the axis {axis_name!r}, {size}, got {config.shards}")
+        raise ValueError(
+            f"config.shards must be the size of the axis {axis_name!r}, {size}, got {config.shards}"
+        )
 
 
 def _noise_sigmas(params: PyTree) -> list[jax.Array]:

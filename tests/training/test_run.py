@@ -45,10 +45,10 @@ def compile_once():
     patch = pytest.MonkeyPatch()
     compiled, make_agent, compile_step = {}, runs.make_agent, loop._compile
 
-    def cached_agent(run, pretrained=None):
-        key = repr(dataclasses.replace(run, seed=0))
+    def cached_agent(run, pretrained=None, *, devices=1):
+        key = repr(dataclasses.replace(run, seed=0)) + str(devices)
         if key not in compiled:
-            compiled[key] = make_agent(run, pretrained)
+            compiled[key] = make_agent(run, pretrained, devices=devices)
         return compiled[key]
 
     def cached_compile(program, reporter):

@@ -1,0 +1,86 @@
+"""Several processes that run one program together, through `jax.distributed`; alone, all of it is trivial."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from btnn_jax.training.folder import RunError, first_line
+
+# Long enough for a slow disk or network, short enough to learn of a lost process within a minute.
+_HEARTBEAT_SECONDS = 20
+
+
+def connect(coordinator: str, process_id: int, num_processes: int) -> None:
+    """Joins the processes of a run; to be called before JAX looks for devices.
+
+    Args:
+      coordinator: `HOST:PORT`, where process 0 listens.
+      process_id: from 0 to `num_processes - 1`, another one for each process.
+      num_processes: how many there are.
+
+    Raises:
+      RunError: the others cannot be reached.
+    """
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=60,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+        )
+    except Exception as error:  # gRPC's, of several types
+        raise RunError(
+            f"process {process_id} of {num_processes} cannot meet the others at {coordinator}: {first_line(error)}"
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return jax.process_index() == 0
+
+
+def most(*values: int) -> list[int]:
+    """The largest of each value over all processes; all of them have to ask, and wait for each other."""
+    if jax.process_count() == 1:
+        return list(values)
+    from jax.experimental import multihost_utils
+
+    return [int(x) for x in np.max(multihost_utils.process_allgather(np.asarray(values, np.int32)), axis=0)]
+
+
+@contextlib.contextmanager
+def first_only(what: str) -> Iterator[bool]:
+    """A block that does something on the first process only, where it gives True; the others wait for its end.
+
+    Raises:
+      RunError: `what` failed on the first process, whatever it raised there is raised there.
+    """
+    failed = False
+    try:
+        yield is_first()
+    except BaseException:
+        failed = True
+        raise
+    finally:
+        (failed_somewhere,) = most(int(failed))
+        if failed_somewhere and not failed:
+            raise RunError(f"{what} failed on process 0, which says why")
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Turns the loss of another process into a `RunError` that says how to go on."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        raise RunError(
+            f"process {jax.process_index()} has lost another process of this run ({first_line(error)}); start all of "
+            "them again with --resume"
+        ) from error
