@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,15 +11,17 @@ import jax
 import jax.numpy as jnp
 from flax.core import unfreeze
 
-from btnn_jax.ae import AutoencoderOutput, BetaVAEConv2D
+from btnn_jax.ae import AutoencoderOutput
+from btnn_jax.encoders import ObservationEncoder, as_image, check_shared, image_stream, one_stream
 from btnn_jax.layers import Conv2D, Linear, NoisyLinear
 from btnn_jax.networks import (
-    Conv2DNetwork,
+    ActorCritic,
     DenseAACNetwork,
     DenseRPNetwork,
     DuellingPCNetwork,
     LSTMNetwork,
     pc_inner_shape,
+    pixel_change_shape,
 )
 
 PyTree = Any
@@ -55,106 +56,6 @@ def action_distribution(logits: PyTree) -> distrax.Distribution:
     """
     heads = jax.tree.map(lambda x: distrax.Categorical(logits=x), unfreeze(logits))
     return heads if isinstance(heads, distrax.Distribution) else distrax.Joint(heads)
-
-
-class ObservationEncoder(nn.Module):
-    """Turns an observation, or a dict of several streams, into one feature vector.
-
-    Each stream is treated by its rank, leading axes apart: `[H, W, C]` images and `[L, C]` signals go through a
-    convolution stack and a dense layer, vectors and scalars through dense layers; every layer is followed by ELU. The
-    streams' features are concatenated in the order of their names. uint8 is read as pixels and divided by 255.
-
-    Attributes:
-      shape_ranks: rank of each stream without leading axes, an int or a dict of ints like the observation.
-      num_filters: filters of the convolution stack; None takes (32, 32, 64, 64) with stride 2 and SAME padding for
-        images and signals longer than 20, and (16, 32) with stride 1 and VALID padding for smaller ones.
-      filter_size: side of the square filters; along an axis of size 1 the filter is 1.
-      stride: stride of every convolution; None as for `num_filters`.
-      hidden: sizes of the dense layers.
-      conv_layer: the convolution, `btnn_jax.layers.Conv2D` or a module with its fields.
-      autoencoder: one of `btnn_jax.ae` whose latent variables take the place of the convolution stack; of a
-        variational one the posterior's mean. `reconstruct` gives its reconstruction, to learn from.
-      ae_stream: name of the stream that it encodes, for dict observations of several images or signals.
-      dtype: type of computation.
-      param_dtype: type of the parameters.
-    """
-
-    shape_ranks: Any
-    num_filters: tuple[int, ...] | None = None
-    filter_size: int = 3
-    stride: int | None = None
-    hidden: tuple[int, ...] = (256,)
-    conv_layer: type[nn.Module] = Conv2D
-    autoencoder: Any = None
-    ae_stream: str | None = None
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, observation: PyTree) -> jax.Array:
-        """Encodes `observation`, leaves `[..., *stream shape]`, into `[..., D]`."""
-        if not isinstance(self.shape_ranks, Mapping):
-            return self._stream("stream", observation, self.shape_ranks)
-        if set(self.shape_ranks) != set(observation):
-            raise ValueError(
-                f"expected observation streams {sorted(self.shape_ranks)}, got {sorted(observation)}"
-            )
-        names = sorted(self.shape_ranks)
-        return jnp.concatenate([self._stream(n, observation[n], self.shape_ranks[n]) for n in names], axis=-1)
-
-    def _stream(self, name: str, x: jax.Array, rank: int) -> jax.Array:
-        lead, shape = x.shape[: x.ndim - rank], x.shape[x.ndim - rank :]
-        dtype = self.dtype or jnp.float32
-        x = x.astype(dtype) / jnp.asarray(255, dtype) if x.dtype == jnp.uint8 else x.astype(dtype)
-        if rank >= 2:
-            image = x.reshape(*lead, *as_image(shape))
-            x = self._latent(image) if self._autoencodes(name) else self._convolutions(name, image)
-        x = x.reshape(*lead, math.prod(x.shape[len(lead) :]))
-        for i, size in enumerate(self.hidden):
-            x = nn.elu(
-                Linear(size, dtype=self.dtype, param_dtype=self.param_dtype, name=f"{name}_dense_{i}")(x)
-            )
-        return x
-
-    def reconstruct(self, observation: PyTree) -> tuple[jax.Array, AutoencoderOutput]:
-        """The images `[..., H, W, C]` of the autoencoder's stream, and what it makes of them.
-
-        A variational autoencoder draws from the stream `sample`.
-
-        Raises:
-          ValueError: there is no autoencoder.
-        """
-        if self.autoencoder is None:
-            raise ValueError("this encoder has no autoencoder: give it one")
-        images, rank = one_stream(observation, self.ae_stream), one_stream(self.shape_ranks, self.ae_stream)
-        shape = images.shape[images.ndim - rank :]
-        images = images.reshape(*images.shape[: images.ndim - rank], *as_image(shape))
-        return images, self.autoencoder(images)
-
-    def _autoencodes(self, name: str) -> bool:
-        return self.autoencoder is not None and self.ae_stream in (None, name)  # None: there is one
-
-    def _latent(self, x: jax.Array) -> jax.Array:
-        if isinstance(self.autoencoder, BetaVAEConv2D):
-            return self.autoencoder.encode(x)[0]
-        return self.autoencoder(x).z
-
-    def _convolutions(self, name: str, x: jax.Array) -> jax.Array:
-        height, width, _ = x.shape[-3:]
-        small = max(height, width) <= 20
-        filters = self.num_filters or ((16, 32) if small else (32, 32, 64, 64))
-        stride = self.stride or (1 if small else 2)
-        return Conv2DNetwork(
-            filters,
-            tuple(1 if side == 1 else self.filter_size for side in (height, width)),
-            tuple(1 if side == 1 else stride for side in (height, width)),
-            pad="VALID" if small else "SAME",
-            layer=self.conv_layer,
-            norm_epsilon=1e-5,  # a frame of one colour has no variance
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name=f"{name}_conv",
-        )(x)
 
 
 class UnrealPolicy(nn.Module):
@@ -215,21 +116,22 @@ class UnrealPolicy(nn.Module):
         """
         features = self.encoder(inputs.observation)
         if self.core is not None:
-            features = jnp.concatenate([features, self._feedback(inputs, features.dtype)], axis=-1)
+            features = jnp.concatenate([features, *self._feedback(inputs, features.dtype)], axis=-1)
             features, state = self.core(features, state, resets=inputs.reset, deterministic=deterministic)
         head = self.actor_critic(features, deterministic=deterministic)
         return PolicyOutput(head.logits, head.value, features), state
 
-    def _feedback(self, inputs: AgentInput, dtype: Any) -> jax.Array:
-        """Last action and reward `[T, B, sum A + 1]`, zero at an episode's first step."""
+    def _feedback(self, inputs: AgentInput, dtype: Any) -> tuple[jax.Array, jax.Array]:
+        """Last action `[T, B, sum A]` and reward `[T, B, 1]`, zero at an episode's first step."""
         actions = jax.tree.map(
             lambda depth, action: jax.nn.one_hot(action, depth, dtype=dtype),
             unfreeze(self.action_depths),
             inputs.last_action,
         )
-        rewards = inputs.last_reward[..., None].astype(dtype)
-        feedback = jnp.concatenate([*jax.tree.leaves(actions), rewards], axis=-1)
-        return jnp.where(inputs.reset[..., None], jnp.zeros((), dtype), feedback)
+        reward = inputs.last_reward[..., None].astype(dtype)
+        first, zero = inputs.reset[..., None], jnp.zeros((), dtype)
+        action = jnp.concatenate(jax.tree.leaves(actions), axis=-1)
+        return jnp.where(first, zero, action), jnp.where(first, zero, reward)
 
     def pixel_control(self, features: jax.Array, *, deterministic: bool = False) -> PyTree:
         """Q of every cell and action, `[..., h, w, A]`, from the features of `__call__`."""
@@ -261,6 +163,91 @@ class UnrealPolicy(nn.Module):
         if self.rp_head is not None:
             stack = jax.tree.map(lambda x: jnp.repeat(x[0][:, None], frames, axis=1), inputs.observation)
             self.reward_prediction(stack)
+
+
+class StackedLSTMPolicy(UnrealPolicy, kw_only=True):  # type: ignore[call-arg]
+    """An actor-critic with two LSTMs: the first follows the world, the second the agent in it.
+
+        x = first([external, last reward])
+        features = core([external, internal, further streams, x, last action, last reward])
+
+    Mirowski et al. (2016), "Learning to Navigate in Complex Environments", section 3 (Nav A3C), arXiv:1611.03673.
+    Observations are dicts with the streams `external`, an image or a signal, and `internal`, what the agent knows of
+    itself; each is encoded and there may be more. All else is as in `UnrealPolicy`, and its heads see the features.
+
+    Attributes:
+      first: the first LSTM, an `LSTMNetwork`.
+      core: the second one.
+      trunk: size of a dense layer (ELU) between the LSTMs and the actor-critic head; 0 for none.
+      heads: what logits and value are made of: "shared", of the features, in the paper; "separate", of the features,
+        with a trunk each; "split", as in BTGym, the logits of the first LSTM and the value of the features.
+    """
+
+    encoder: ObservationEncoder
+    first: LSTMNetwork
+    core: nn.Module
+    trunk: int = 0
+    heads: str = "shared"
+
+    def setup(self) -> None:
+        """Makes the layers that are not given as modules."""
+        super().setup()
+        if self.heads not in ("shared", "separate", "split"):
+            raise ValueError(f"heads must be 'shared', 'separate' or 'split', got {self.heads!r}")
+        if self.heads == "separate" and not self.trunk:
+            raise ValueError(f"separate heads need a size of their trunks, got trunk={self.trunk}")
+        if self.trunk:
+            self.trunks = [
+                Linear(self.trunk, dtype=self.dtype, param_dtype=self.param_dtype)
+                for _ in range(1 if self.heads == "shared" else 2)
+            ]
+
+    def initial_state(self, batch_size: int) -> State:
+        """The recurrent state before any step: zeros `[B, H]`, those of the first LSTM and then of the second."""
+        return (*self.first.initial_state(batch_size), *self.core.initial_state(batch_size))
+
+    def __call__(
+        self, inputs: AgentInput, state: State, *, deterministic: bool = False
+    ) -> tuple[PolicyOutput, State]:
+        """Runs the agent over `T` steps; see `UnrealPolicy`.
+
+        Raises:
+          ValueError: the observation has no stream `external` or `internal`.
+        """
+        _check_stacked(inputs.observation)
+        streams = self.encoder.streams(inputs.observation)
+        action, reward = self._feedback(inputs, streams["external"].dtype)
+        how: dict[str, Any] = {"resets": inputs.reset, "deterministic": deterministic}
+        layers = len(self.first.layers)
+        world = jnp.concatenate([streams["external"], reward], axis=-1)
+        x, first_state = self.first(world, state[:layers], **how)
+        agent = jnp.concatenate([*streams.values(), x, action, reward], axis=-1)
+        features, core_state = self.core(agent, state[layers:], **how)
+        head = self._heads(x, features, deterministic)
+        return PolicyOutput(head.logits, head.value, features), (*first_state, *core_state)
+
+    def _heads(self, x: jax.Array, features: jax.Array, deterministic: bool) -> ActorCritic:
+        if self.heads == "shared":
+            features = nn.elu(self.trunks[0](features)) if self.trunk else features
+            return self.actor_critic(features, deterministic=deterministic)
+        parts = [x if self.heads == "split" else features, features]
+        if self.trunk:
+            parts = [nn.elu(trunk(part)) for trunk, part in zip(self.trunks, parts, strict=True)]
+        if parts[0].shape != parts[1].shape:
+            raise ValueError(
+                f"split heads need LSTMs of one size, or a trunk, got outputs {parts[0].shape} and {parts[1].shape}"
+            )
+        # One head over both, of which each gives what it is there for: the noise is one, and so are the parameters.
+        both = self.actor_critic(jnp.stack(parts), deterministic=deterministic)
+        return ActorCritic(jax.tree.map(lambda logits: logits[0], both.logits), both.value[1])
+
+
+def _check_stacked(observation: PyTree) -> None:
+    streams = sorted(observation) if isinstance(observation, Mapping) else "one without a name"
+    if not {"external", "internal"} <= set(streams):
+        raise ValueError(
+            f"a stacked-LSTM policy needs the observation streams 'external' and 'internal', got {streams}"
+        )
 
 
 def init_params(policy: UnrealPolicy, key: jax.Array, observation: PyTree, *, rp_frames: int = 3) -> PyTree:
@@ -344,38 +331,6 @@ def frozen_mask(params: PyTree, frozen: tuple[str, ...]) -> PyTree:
     return mask
 
 
-def as_image(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """`[H, W, C]` of a stream's shape: a signal `[L, C]` is an image of width 1."""
-    if len(shape) == 3:
-        return shape
-    if len(shape) == 2:
-        return (shape[0], 1, shape[1])
-    raise ValueError(f"expected an image [H, W, C] or a signal [L, C], got a stream of shape {shape}")
-
-
-def one_stream(observation: PyTree, name: str | None = None) -> jax.Array:
-    """The stream of `observation` that a task looks at.
-
-    Args:
-      observation: an array, or a dict of arrays (or of `jax.ShapeDtypeStruct`).
-      name: which stream of a dict; None where there is only one.
-
-    Raises:
-      ValueError: there is no such stream, or no name to tell several apart.
-    """
-    if not isinstance(observation, Mapping):
-        if name is not None:
-            raise ValueError(f"the observation has one stream, without a name, got {name!r}")
-        return observation
-    if name is None and len(observation) == 1:
-        name = next(iter(observation))
-    if name not in observation:
-        raise ValueError(
-            f"expected the name of one observation stream of {sorted(observation)}, got {name!r}"
-        )
-    return observation[name]
-
-
 def make_policy(
     action_depths: Any,
     observation: PyTree,
@@ -395,10 +350,14 @@ def make_policy(
     conv_layer: type[nn.Module] = Conv2D,
     autoencoder: nn.Module | None = None,
     ae_stream: str | None = None,
+    shared: tuple[str, ...] = (),
+    kind: str = "unreal",
+    trunk: int = 0,
+    heads: str = "shared",
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
 ) -> UnrealPolicy:
-    """Puts an `UnrealPolicy` together whose shapes fit the observation.
+    """Puts a policy together whose shapes fit the observation.
 
     Args:
       action_depths: number of actions, or a (nested) dict of them.
@@ -407,37 +366,51 @@ def make_policy(
       filter_size: see `ObservationEncoder`.
       stride: see `ObservationEncoder`.
       hidden: see `ObservationEncoder`.
-      lstm: sizes of the recurrent layers; `()` for an agent without memory.
+      lstm: sizes of the recurrent layers; `()` for an agent without memory. Of stacked LSTMs that of the first and
+        that of the second, or one for both.
       noisy: heads of `NoisyLinear` rather than `Linear`.
       logits_norm: see `DenseAACNetwork`.
       pixel_control: whether there is a pixel-control head.
       pc_cell: pixels a cell of the pixel-control grid covers, height and width.
       pc_channels: channels of the pixel-control head before its deconvolution.
-      pc_stream: name of the stream that pixel control watches, for dict observations of several.
+      pc_stream: name of the stream that pixel control watches, see `btnn_jax.encoders.image_stream`.
       reward_prediction: whether there is a reward-prediction head.
       conv_layer: see `ObservationEncoder`.
       autoencoder: see `ObservationEncoder`.
       ae_stream: see `ObservationEncoder`.
+      shared: see `ObservationEncoder`.
+      kind: "unreal" for an `UnrealPolicy`, "stacked_lstm" for a `StackedLSTMPolicy`.
+      trunk: see `StackedLSTMPolicy`.
+      heads: see `StackedLSTMPolicy`.
       dtype: type of computation.
       param_dtype: type of the parameters.
 
     Raises:
-      ValueError: the observation cannot be encoded, or no pixel-control grid fits it.
+      ValueError: the observation cannot be encoded, no pixel-control grid fits it, or the kind of policy is unknown or
+        cannot be what is asked for.
     """
+    if kind not in ("unreal", "stacked_lstm"):
+        raise ValueError(f"kind must be 'unreal' or 'stacked_lstm', got {kind!r}")
+    if kind == "stacked_lstm":
+        _check_stacked(observation)
+        if len(lstm) not in (1, 2):
+            raise ValueError(f"stacked LSTMs need one or two sizes, got lstm={lstm}")
     linear = NoisyLinear if noisy else Linear
     types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
     if autoencoder is not None:
         as_image(one_stream(observation, ae_stream).shape)  # checks
+    check_shared(observation, shared)
     pc_head = None
     if pixel_control:
-        height, width, channels = as_image(one_stream(observation, pc_stream).shape)
-        narrow = width == 1
-        deconvolution = {"filter_size": (4, 1) if narrow else (4, 4), "stride": (2, 1) if narrow else (2, 2)}
-        inner = pc_inner_shape((height, width, channels), pc_cell, channels=pc_channels, **deconvolution)
+        shape = as_image(one_stream(observation, image_stream(observation, pc_stream)).shape)
+        deconvolution = {"filter_size": (4, 4), "stride": (2, 2)}
+        if shape[1] == 1:  # a signal, and 3 where 4 cannot give an odd number of cells
+            cells, _ = pixel_change_shape(shape, pc_cell)
+            deconvolution = {"filter_size": (4 - cells % 2, 1), "stride": (2, 1)}
+        inner = pc_inner_shape(shape, pc_cell, channels=pc_channels, **deconvolution)
         pc_head = DuellingPCNetwork(action_depths, inner, linear=linear, **deconvolution, **types)
-    return UnrealPolicy(
-        action_depths,
-        encoder=ObservationEncoder(
+    parts: dict[str, Any] = {
+        "encoder": ObservationEncoder(
             jax.tree.map(lambda x: len(x.shape), observation),
             num_filters,
             filter_size,
@@ -446,12 +419,22 @@ def make_policy(
             conv_layer,
             autoencoder,
             ae_stream,
+            shared,
             **types,
         ),
-        core=LSTMNetwork(lstm, **types) if lstm else None,
-        linear=linear,
-        logits_norm=logits_norm,
-        pc_head=pc_head,
-        rp_head=DenseRPNetwork(linear=linear, **types) if reward_prediction else None,
+        "linear": linear,
+        "logits_norm": logits_norm,
+        "pc_head": pc_head,
+        "rp_head": DenseRPNetwork(linear=linear, **types) if reward_prediction else None,
         **types,
+    }
+    if kind == "unreal":
+        return UnrealPolicy(action_depths, core=LSTMNetwork(lstm, **types) if lstm else None, **parts)
+    return StackedLSTMPolicy(
+        action_depths,
+        first=LSTMNetwork(lstm[:1], **types),
+        core=LSTMNetwork(lstm[-1:], **types),
+        trunk=trunk,
+        heads=heads,
+        **parts,
     )

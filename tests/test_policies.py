@@ -4,11 +4,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from btnn_jax import categorical
-from btnn_jax.ae import BetaVAEConv2D, ChannelWiseConv2DAutoencoder, Conv2DAutoencoder
 from btnn_jax.layers import NoisyLinear
 from btnn_jax.networks import pixel_change_2d_estimator
 from btnn_jax.policies import (
@@ -24,7 +22,9 @@ from btnn_jax.policies import (
 IMAGE = jax.ShapeDtypeStruct((10, 10, 4), bool)
 PHOTO = jax.ShapeDtypeStruct((42, 42, 3), jnp.uint8)
 SIGNAL = jax.ShapeDtypeStruct((30, 5), jnp.float32)
+ODD_SIGNAL = jax.ShapeDtypeStruct((32, 5), jnp.float32)  # of 15 cells
 VECTOR = jax.ShapeDtypeStruct((7,), jnp.float32)
+STREAMS = dict.fromkeys(("clock", "external", "internal"), VECTOR)
 
 
 def draw(key, spec, lead):
@@ -59,11 +59,13 @@ def means(policy, **fields):
     return jax.jit(functools.partial(policy.apply, deterministic=True, **fields))
 
 
-@pytest.mark.parametrize("observation", [IMAGE, PHOTO, SIGNAL], ids=["image", "uint8", "signal"])
+@pytest.mark.parametrize(
+    "observation", [IMAGE, PHOTO, ODD_SIGNAL], ids=["image", "uint8", "signal of an odd number of cells"]
+)
 def test_the_pixel_control_grid_is_the_pixel_changes(observation):
     policy, params = small(observation, pc_cell=(2, 2) if observation is not PHOTO else (4, 4))
     inputs = make_inputs(observation, 4)
-    frames = inputs.observation if observation is not SIGNAL else inputs.observation[..., None, :]
+    frames = inputs.observation if len(observation.shape) == 3 else inputs.observation[..., None, :]
     change = pixel_change_2d_estimator(
         frames[1:], frames[:-1], stride=(2, 2) if observation is not PHOTO else (4, 4)
     )
@@ -95,50 +97,38 @@ def test_outputs_have_the_structure_of_the_spaces(observation, depths):
     assert logits.shape == (3, 3)
 
 
-def test_step_by_step_equals_all_at_once():
-    policy, params = small(IMAGE)
-    inputs = make_inputs(IMAGE, 4)
-    whole, last = policy.apply({"params": params}, inputs, policy.initial_state(3), deterministic=True)
+@pytest.mark.parametrize("kind", ["unreal", "stacked_lstm"])
+def test_step_by_step_equals_all_at_once(kind):
+    policy, params = small(STREAMS, kind=kind, pixel_control=False, reward_prediction=False)
+    inputs, apply = make_inputs(STREAMS, 4), means(policy)
+    whole, last = apply({"params": params}, inputs, policy.initial_state(3))
     core, values = policy.initial_state(3), []
     for t in range(5):
         now = jax.tree.map(lambda x, t=t: x[t : t + 1], inputs)
-        output, core = policy.apply({"params": params}, now, core, deterministic=True)
+        output, core = apply({"params": params}, now, core)
         values.append(output.value[0])
     np.testing.assert_allclose(whole.value, jnp.stack(values), rtol=1e-5, atol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), last, core)
 
 
-def test_an_episodes_first_step_sees_nothing_of_the_one_before():
-    policy, params = small(VECTOR, pixel_control=False)
-    inputs = make_inputs(VECTOR, 4)
+@pytest.mark.parametrize("kind", ["unreal", "stacked_lstm"])
+def test_an_episodes_first_step_sees_nothing_of_the_one_before(kind):
+    policy, params = small(STREAMS, kind=kind, pixel_control=False, reward_prediction=False)
+    inputs, apply = make_inputs(STREAMS, 4), means(policy)
     inputs = inputs._replace(reset=jnp.zeros((5, 3), bool).at[2].set(True))
 
     def values(inputs):
-        return policy.apply({"params": params}, inputs, policy.initial_state(3), deterministic=True)[0].value
+        return apply({"params": params}, inputs, policy.initial_state(3))[0].value
 
     def changed(t):
         return inputs._replace(
-            observation=inputs.observation.at[t - 1].add(1.0),
+            observation=jax.tree.map(lambda x: x.at[t - 1].add(1.0), inputs.observation),
             last_action=inputs.last_action.at[t].set((inputs.last_action[t] + 1) % 4),
             last_reward=inputs.last_reward.at[t].add(1.0),
         )
 
     np.testing.assert_array_equal(values(inputs)[2:], values(changed(2))[2:])
     assert np.all(values(inputs)[3:] != values(changed(3))[3:])
-
-
-def test_uint8_is_pixels_and_bool_is_not():
-    spec = jax.ShapeDtypeStruct((10, 10, 4), jnp.uint8)
-    policy, params = small(spec)
-    inputs = make_inputs(spec, 4)
-
-    def value(observation):
-        now = inputs._replace(observation=observation)
-        return policy.apply({"params": params}, now, policy.initial_state(3), deterministic=True)[0].value
-
-    pixels = inputs.observation
-    np.testing.assert_allclose(value(pixels), value(pixels.astype(jnp.float32) / 255), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(value(pixels > 99), value((pixels > 99).astype(jnp.float32)), rtol=1e-6)
 
 
 def test_held_noise_repeats_and_new_noise_differs():
@@ -184,29 +174,13 @@ def test_what_cannot_fit_is_said():
         make_policy(4, VECTOR, pixel_control=True)
     with pytest.raises(ValueError, match=r"\(5, 5\).*\(9, 9\)|\(9, 9\).*\(5, 5\)|grid"):
         make_policy(4, jax.ShapeDtypeStruct((7, 7, 1), bool), pixel_control=True)
-    with pytest.raises(ValueError, match="'external', 'internal'"):
-        make_policy(4, {"external": SIGNAL, "internal": VECTOR}, pixel_control=True)
+    with pytest.raises(ValueError, match="'one', 'other'"):
+        make_policy(4, {"one": SIGNAL, "other": SIGNAL}, pixel_control=True)
     policy, params = small(VECTOR, pixel_control=False, reward_prediction=False)
     with pytest.raises(ValueError, match="pc_head"):
         policy.apply({"params": params}, jnp.zeros((2, 8)), method=UnrealPolicy.pixel_control)
     with pytest.raises(ValueError, match="rp_head"):
         policy.apply({"params": params}, jnp.zeros((2, 3, 7)), method=UnrealPolicy.reward_prediction)
-    policy, params = small({"external": SIGNAL}, pixel_control=False)
-    inputs = make_inputs({"internal": SIGNAL}, 4)
-    with pytest.raises(ValueError, match=r"expected observation streams \['external'\], got \['internal'\]"):
-        policy.apply({"params": params}, inputs, policy.initial_state(3), deterministic=True)
-
-
-def test_the_gradient_of_a_black_frame_is_finite():
-    policy, params = small(PHOTO, pixel_control=False, num_filters=None)
-    inputs = make_inputs(PHOTO, 4, T=1, B=2)
-    black = inputs._replace(observation=inputs.observation.at[0, 0].set(0))
-
-    def loss(params):
-        output, _ = policy.apply({"params": params}, black, policy.initial_state(2), deterministic=True)
-        return jnp.sum(output.value)
-
-    assert np.isfinite(optax.tree.norm(jax.jit(jax.grad(loss))(params)))
 
 
 def test_no_two_noisy_layers_share_noise():
@@ -227,35 +201,6 @@ def test_no_two_noisy_layers_share_noise():
     assert len(np.unique(np.concatenate(noises))) == sum(map(len, noises))
 
 
-@pytest.mark.parametrize("model", [Conv2DAutoencoder, ChannelWiseConv2DAutoencoder, BetaVAEConv2D])
-def test_an_autoencoder_takes_the_place_of_the_convolutions(model):
-    autoencoder = model(((3, (3, 1), (2, 1)),))
-    observation = {"bars": SIGNAL, "other": SIGNAL, "position": VECTOR}
-    policy, params = small(observation, pixel_control=False, autoencoder=autoencoder, ae_stream="bars")
-    assert set(params["encoder"]) == {
-        "autoencoder", "bars_dense_0", "other_conv", "other_dense_0", "position_dense_0",
-    }  # fmt: skip
-    inputs = make_inputs(observation, 4)
-    reconstruct = jax.jit(functools.partial(policy.apply, method="reconstruct"))
-    images, output = reconstruct({"params": params}, inputs.observation, rngs={"sample": jax.random.key(3)})
-    np.testing.assert_array_equal(images, inputs.observation["bars"][..., None, :])
-    assert output.y_hat.shape == images.shape == (5, 3, 30, 1, 5)
-
-    # What the agent sees of the stream is the latent variables, without noise, and nothing of the decoder.
-    @jax.jit
-    @jax.grad
-    def gradient(part):
-        changed = with_pretrained(params, {"encoder": {"autoencoder": part}})
-        return means(policy)({"params": changed}, inputs, policy.initial_state(3))[0].value.sum()
-
-    leaves = jax.tree_util.tree_leaves_with_path(gradient(params["encoder"]["autoencoder"]))
-    reaches = {jax.tree_util.keystr(path): float(jnp.abs(x).max()) > 0 for path, x in leaves}
-    assert {
-        any(word in path for word in ("decoder", "generator")) != used for path, used in reaches.items()
-    } == {True}
-    assert set(reaches.values()) == {True, False}
-
-
 def test_pretrained_parameters_must_fit():
     _, params = small(IMAGE)
     kernel = params["actor_critic"]["value"]["kernel_mu"]
@@ -268,3 +213,108 @@ def test_pretrained_parameters_must_fit():
         with_pretrained(params, {"actor_critic": {"value": {"kernel_mu": jnp.zeros((9, 1))}}})
     with pytest.raises(ValueError, match=r"no parameters are in \['encode'\]"):
         frozen_mask(params, ("encode", "core"))
+
+
+def test_the_first_lstm_follows_the_world_and_the_second_the_agent_in_it():
+    policy, params = small(STREAMS, kind="stacked_lstm", pixel_control=False, reward_prediction=False)
+    inputs, apply = make_inputs(STREAMS, 4), means(policy)
+    inputs = inputs._replace(reset=jnp.zeros((5, 3), bool))
+
+    def states(**changed):
+        return apply({"params": params}, inputs._replace(**changed), policy.initial_state(3))[1]
+
+    first, second = states()
+
+    def sees(**changed):
+        after = states(**changed)
+        return [
+            not np.array_equal(one[1], other[1]) for one, other in zip((first, second), after, strict=True)
+        ]
+
+    def shifted(name):
+        return {**inputs.observation, name: inputs.observation[name] + 1}
+
+    assert sees(observation=shifted("external")) == [True, True]
+    assert sees(last_reward=inputs.last_reward + 1) == [True, True]
+    assert sees(observation=shifted("internal")) == [False, True]
+    assert sees(observation=shifted("clock")) == [False, True]
+    assert sees(last_action=(inputs.last_action + 1) % 4) == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("heads", "trunk", "lstm"), [("shared", 5, (6, 8)), ("separate", 5, (8,)), ("split", 0, (8,))]
+)
+def test_stacked_lstms_learn_with_all_their_parameters(heads, trunk, lstm):
+    depths = {"EUR": 3, "USD": 2}
+    observation = {"external": SIGNAL, "internal": SIGNAL}
+    fields = {
+        "kind": "stacked_lstm",
+        "heads": heads,
+        "trunk": trunk,
+        "lstm": lstm,
+        "shared": ("external", "internal"),
+    }
+    policy, params = small(observation, depths, **fields)
+    inputs = make_inputs(observation, depths)
+    frames = jax.tree.map(lambda x: jnp.swapaxes(x[:3], 0, 1), inputs.observation)
+
+    def answers(module, inputs, frames):
+        output, core = module(inputs, module.initial_state(3))
+        return output, core, module.pixel_control(output.features), module.reward_prediction(frames)
+
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def gradient(params):
+        out = policy.apply(
+            {"params": params}, inputs, frames, rngs={"noise": jax.random.key(2)}, method=answers
+        )
+        leaves = jax.tree.leaves(out)
+        weights = [draw(jax.random.key(k), x, ()) for k, x in enumerate(leaves)]
+        return sum(jnp.vdot(weight, x) for weight, x in zip(weights, leaves, strict=True)), out
+
+    gradients, (output, core, q, rp) = gradient(params)
+    assert jax.tree.map(lambda x: x.shape, output.logits) == {"EUR": (5, 3, 3), "USD": (5, 3, 2)}
+    assert (output.value.shape, output.features.shape, rp.shape) == ((5, 3), (5, 3, 8), (3, 3))
+    assert jax.tree.map(lambda x: x.shape, q) == {"EUR": (5, 3, 14, 1, 3), "USD": (5, 3, 14, 1, 2)}
+    assert jax.tree.map(lambda x: x.shape, core) == (((3, lstm[0]),) * 2, ((3, 8),) * 2)
+    without = [
+        jax.tree_util.keystr(path)
+        for path, x in jax.tree_util.tree_leaves_with_path(gradients)
+        if not x.any()
+    ]
+    assert without == []
+
+
+def test_split_heads_take_the_logits_of_the_first_lstm():
+    policy, params = small(
+        STREAMS, kind="stacked_lstm", heads="split", pixel_control=False, reward_prediction=False
+    )
+    inputs, apply = make_inputs(STREAMS, 4), means(policy)
+    changed = {**inputs.observation, "internal": inputs.observation["internal"] + 1}
+    before, after = (
+        apply({"params": params}, inputs._replace(observation=x), policy.initial_state(3))[0]
+        for x in (inputs.observation, changed)
+    )
+    np.testing.assert_array_equal(before.logits, after.logits)
+    assert np.all(before.value[1:] != after.value[1:])
+
+
+def test_what_stacked_lstms_cannot_be_is_said():
+    for observation, streams in (
+        (SIGNAL, "one without a name"),
+        ({"external": SIGNAL, "position": VECTOR}, r"\['external', 'position'\]"),
+    ):
+        with pytest.raises(ValueError, match=f"streams 'external' and 'internal', got {streams}"):
+            make_policy(4, observation, kind="stacked_lstm")
+    for fields, message in (
+        ({"kind": "stacked"}, "kind must be 'unreal' or 'stacked_lstm', got 'stacked'"),
+        ({"lstm": ()}, r"one or two sizes, got lstm=\(\)"),
+        ({"heads": "two"}, "heads must be .*, got 'two'"),
+        ({"heads": "separate"}, "size of their trunks, got trunk=0"),
+        (
+            {"heads": "split", "lstm": (6, 8)},
+            r"one size, or a trunk, got outputs \(1, 1, 6\) and \(1, 1, 8\)",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            small(STREAMS, **{"kind": "stacked_lstm", "pixel_control": False, **fields})
