@@ -142,9 +142,9 @@ def test_a_missing_gymnax_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnax", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'btnn-jax\[train\]'"):
         envs.make("CartPole-v1")
-    assert envs.names() == tuple(envs.PROBES)
+    assert envs.names() == (*envs.PROBES, "trading")
     assert envs.make("probe-constant").name == "probe-constant"
 
 
-def test_names_are_the_probes_and_gymnax_own():
-    assert set(envs.names()) == {*envs.PROBES, *gymnax.registered_envs}
+def test_names_are_the_probes_trading_and_gymnax_own():
+    assert set(envs.names()) == {*envs.PROBES, "trading", *gymnax.registered_envs}

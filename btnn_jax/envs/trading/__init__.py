@@ -2,5 +2,6 @@
 
 from btnn_jax.envs.trading.environment import ACTIONS, TradingEnvironment, TradingState
 from btnn_jax.envs.trading.make import make_trading
+from btnn_jax.envs.trading.optimal import Optimal, optimal_policy
 
-__all__ = ["ACTIONS", "TradingEnvironment", "TradingState", "make_trading"]
+__all__ = ["ACTIONS", "Optimal", "TradingEnvironment", "TradingState", "make_trading", "optimal_policy"]

@@ -121,9 +121,12 @@ class TradingEnvironment:
         first = jnp.asarray(first, jnp.int32)
         assets = len(self.assets)
         nothing, cash = jnp.zeros(assets, jnp.float32), jnp.float32(self.cash)
+        stake = (
+            0.0 if self.rules.stake is None else self.rules.stake
+        )  # that of a fraction is known when it is filled
         state = TradingState(
             index=first, first=first, equity=cash, lost=jnp.float32(0), peak=cash, position=nothing,
-            holding=nothing, stake=jnp.full(assets, self.rules.stake or 0.0, jnp.float32), unrealised=nothing,
+            holding=nothing, stake=jnp.full(assets, stake, jnp.float32), unrealised=nothing,
             opened=jnp.zeros(assets, jnp.int32),
         )  # fmt: skip
         return state, self.observe(state)

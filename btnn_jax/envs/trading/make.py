@@ -101,8 +101,7 @@ def make_trading(
         discount: of the shaped reward's potential; the agent's own.
 
     Raises:
-        ValueError: a value makes no sense, or there are too few bars; the message is one line.
-        OSError: the file cannot be read.
+        ValueError: a value makes no sense, the file cannot be read, or there are too few bars; the message is one line.
         ModuleNotFoundError: the package is missing that carries the series.
 
     >>> env = make_trading("sine", data_params={"period": 64}, window=16)

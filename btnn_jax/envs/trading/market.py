@@ -50,8 +50,7 @@ def load_market(data: Data, params: Mapping[str, Any], columns: Sequence[str] | 
         columns: of a file or a series, each the closes of an asset; None for what is said above.
 
     Raises:
-        ValueError: there is no such data, or what there is are no prices.
-        OSError: the file cannot be read.
+        ValueError: there is no such data, the file cannot be read, or what there is are no prices.
         ModuleNotFoundError: the package is missing that carries the series.
     """
     if isinstance(data, str) and data in GENERATORS:
@@ -77,7 +76,10 @@ def _read(name: str | os.PathLike[str]) -> Series:
     path = pathlib.Path(name)
     if not path.is_file() and path.suffix.lower() not in (".csv", ".gz", ".txt") and len(path.parts) == 1:
         check_known("data", [str(name)], (*GENERATORS, *INSTALLED))
-    return load_csv(path)
+    try:
+        return load_csv(path)
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _generate(name: str, params: dict[str, Any]) -> np.ndarray:
@@ -85,8 +87,8 @@ def _generate(name: str, params: dict[str, Any]) -> np.ndarray:
     check_known(
         f"data_params of {name}", params, {*inspect.signature(generator).parameters, "seed"} - {"key"}
     )
-    params = {"length": 4096, **params, "key": jax.random.key(params.pop("seed", 0))}
-    prices = generator(**params)
+    key = jax.random.key(params.pop("seed", 0))
+    prices = generator(**{"length": 4096, **params, "key": key})
     return np.asarray(prices[0] if isinstance(prices, tuple) else prices, np.float64)
 
 

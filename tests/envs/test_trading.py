@@ -1,0 +1,558 @@
+"""Trading: an account held against plain bookkeeping in float64, and what must hold whatever the prices are."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from btnn_jax import envs
+from btnn_jax.data import Series, features
+from btnn_jax.envs.trading import optimal_policy
+
+HOLD, BUY, SELL, CLOSE = range(4)
+BARS = 120
+
+
+def bars(assets=1, length=BARS, seed=0, volatility=0.01):
+    """Bars `[N, A, 4]` with gaps between them."""
+    steps = volatility * np.random.default_rng(seed).standard_normal((length, assets, 4))
+    path = np.exp(np.cumsum(steps.swapaxes(1, 2).reshape(-1, assets), axis=0)).reshape(length, 4, assets)
+    o, c = path[:, 0], path[:, 3]
+    return np.stack([o, path.max(1) * 1.001, path.min(1) * 0.999, c], axis=-1)
+
+
+def make(data=None, **params):
+    defaults = {"window": 4, "episode": None, "drawdown": 1.0, "sampling": "sequential"}
+    return envs.make("trading", data=bars() if data is None else data, **{**defaults, **params})
+
+
+NUMBERS = ("commission", "spread", "leverage", "fraction", "stake")  # of the rules, which nothing branches on
+
+
+@functools.cache
+def compiled(rest):
+    """Plays any environment that differs from another in arrays and numbers alone: most of a test is compiling."""
+    env, step = dataclasses.replace(rest.env), rest.step
+
+    @jax.jit
+    def run(variables, actions, first, keys):
+        arrays, rules, limits = variables
+        mine = dataclasses.replace(env, **arrays, **limits, rules=env.rules._replace(**rules))
+
+        def one(states, x):
+            states, steps = jax.vmap(mine.step if step else mine.move)(x[1], states, x[0])
+            return states, (states, steps)
+
+        states, observation = jax.vmap(mine.start)(jnp.full(keys.shape[1], first))
+        return observation, *jax.lax.scan(one, states, (actions, keys))[1]
+
+    return run
+
+
+class Static:
+    """All of an environment that is compiled in, to find the program of another one that shares it."""
+
+    def __init__(self, env, step):
+        self.env, self.step = env, step
+        rules = env.rules._replace(**{name: getattr(env.rules, name) is None for name in NUMBERS})
+        fields = {field.name: getattr(env, field.name) for field in dataclasses.fields(env)}
+        varying = {"times", "close", "bars", "signal", "rules", "drawdown", "target"}
+        self.key = step, rules, tuple((k, v) for k, v in fields.items() if k not in varying)
+
+    def __eq__(self, other):
+        return self.key == other.key
+
+    def __hash__(self):
+        return hash(self.key)
+
+
+def play(env, actions, first=None, step=False, seed=0):
+    """Plays sequences of actions `[B, T]` (or dicts): first observation, states and steps, numpy `[B, T, ...]`."""
+    batch, length = jax.tree.leaves(actions)[0].shape
+    steps = max(length, 110 // env.skip_frame)  # the same number for most
+    full = (max(batch, 8), steps)
+
+    def padded(x):
+        more = [(0, n - m) for m, n in zip(x.shape, full, strict=True)]
+        return jnp.asarray(np.pad(x, more).T, jnp.int32)
+
+    arrays = {name: getattr(env, name) for name in ("close", "bars", "signal")}
+    rules = {name: getattr(env.rules, name) for name in NUMBERS if getattr(env.rules, name) is not None}
+    limits = {"drawdown": env.drawdown, "target": env.target}
+    variables = jax.tree.map(jnp.float32, (arrays, rules, limits))
+    keys = jax.random.split(jax.random.key(seed), (steps, full[0]))
+    first = jnp.int32(env.starts[0] if first is None else first)
+    run = compiled(Static(env, step))
+    observation, *rest = run(variables, jax.tree.map(padded, actions), first, keys)
+    states, outs = jax.tree.map(lambda x: np.asarray(x).swapaxes(0, 1)[:batch, :length], rest)
+    return jax.tree.map(lambda x: np.asarray(x)[:batch], observation), states, outs
+
+
+def at_random(env, batch, steps, seed=0):
+    draw = np.random.default_rng(seed)
+    depths = env.action_depths
+    one = lambda depth: draw.integers(0, depth, (batch, steps))  # noqa: E731
+    return {name: one(depth) for name, depth in depths.items()} if isinstance(depths, dict) else one(depths)
+
+
+def bookkeeping(env, data, actions, first, skip=1):
+    """Equity after each step, positions and costs: cash and units in float64, one asset after the other."""
+    rules, data = env.rules, np.asarray(data, np.float64)
+    assets = data.shape[1]
+    cash, units, held, size = env.cash, np.zeros(assets), np.zeros(assets), np.zeros(assets)
+    equity, positions, costs = [], [], []
+    for step in range(len(jax.tree.leaves(actions)[0])):
+        bar = first + 1 + step * skip
+        price = data[bar, :, 0]
+        worth = cash + units @ price
+        wanted, new, changed = held.copy(), units.copy(), np.zeros(assets, bool)
+        for i in range(assets):
+            action = (actions[env.assets[i]] if isinstance(actions, dict) else actions)[step]
+            if env.weights is not None:
+                new[i] = env.weights[action] * worth * rules.fraction / assets / price[i]
+                changed[i] = True
+                continue
+            wanted[i] = 0 if action == CLOSE else held[i] + (action == BUY) - (action == SELL)
+            wanted[i] = np.clip(wanted[i], -env.stakes, env.stakes)
+            changed[i] = wanted[i] != held[i]
+            if changed[i]:
+                if held[i] == 0:
+                    size[i] = rules.stake or worth * rules.fraction / assets / price[i]
+                new[i] = wanted[i] * size[i]
+        used = np.sum(np.minimum(abs(units), abs(new)) * price)
+        cost = 0.0
+        for i in range(assets):
+            more = max(abs(new[i]) - abs(units[i]), 0) * price[i]
+            used += more  # of an order that is refused too, as those after it wait in line
+            if not changed[i] or (more and used > rules.leverage * worth * (1 + 1e-6)):
+                continue
+            bought = new[i] - units[i]
+            paid = price[i] * (1 + np.sign(bought) * rules.spread / 2)
+            fee = rules.commission * abs(bought) * paid
+            cash -= bought * paid + fee
+            cost += fee + abs(bought) * abs(paid - price[i])
+            units[i], held[i] = new[i], wanted[i]
+        equity.append(cash + units @ data[bar + skip - 1, :, 3])
+        positions.append(units.copy())
+        costs.append(cost)
+    return np.array(equity), np.array(positions), np.array(costs)
+
+
+CASES = {
+    "one asset": (1, {}),
+    "costs": (1, {"commission": 1e-3, "spread": 2e-3}),
+    "several stakes": (1, {"stakes": 3, "fraction": 0.3, "leverage": 1.0}),
+    "fixed stake": (1, {"stakes": 4, "stake": 2000.0, "leverage": 0.7}),
+    "leverage": (1, {"fraction": 5.0, "leverage": 5.0, "commission": 1e-5}),
+    "weights": (1, {"weights": (-1, -0.5, 0, 0.5, 1)}),
+    "three assets": (3, {"spread": 1e-3}),
+    "three assets, tight margin": (3, {"stakes": 3, "leverage": 0.8, "fraction": 0.5}),
+    "three weights": (3, {"weights": (-2, 0, 2), "leverage": 2.0}),
+    "skipped bars": (1, {"skip_frame": 4}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bookkeeping(case):
+    assets, params = CASES[case]
+    data = bars(assets)
+    env = make(data, **params)
+    skip = params.get("skip_frame", 1)
+    actions = at_random(env, 6, 112 // skip)
+    _, states, steps = play(env, actions)
+    for i in range(6):
+        mine = jax.tree.map(lambda x: x[i], actions)  # noqa: B023
+        equity, positions, _ = bookkeeping(env, data, mine, env.starts[0], skip)
+        np.testing.assert_allclose(states.equity[i], equity, rtol=2e-6)
+        np.testing.assert_allclose(states.position[i], positions, rtol=2e-5, atol=1e-5 * env.cash)
+    assert not steps.terminated.any()
+    assert np.abs(states.position).max() > 0
+    # The sum of log rewards is the log of what the equity has grown by.
+    np.testing.assert_allclose(steps.reward.sum(1), np.log(states.equity[:, -1] / env.cash), atol=2e-6)
+    np.testing.assert_array_equal(env.prices(states), env.close[states.index])
+
+
+def test_margin_refuses_as_a_whole_what_is_not_free():
+    env = make(stakes=9, stake=3000.0, leverage=1.0, commission=0.0)  # prices are about 1: three fit
+    _, states, _ = play(env, np.full((1, 10), BUY))
+    np.testing.assert_array_equal(states.holding[0, :, 0], [1, 2, 3] + [3] * 7)
+    # Even with all margin taken by a loss, what makes a position smaller is filled.
+    falling = np.linspace(1.0, 0.5, BARS)[:, None]
+    env = make(falling, stakes=9, stake=3000.0, leverage=1.0)
+    _, states, _ = play(env, np.array([[BUY] * 90 + [SELL] * 3]))
+    assert states.holding[0, 89, 0] >= 3
+    np.testing.assert_array_equal(np.diff(states.holding[0, 89:, 0]), -1)
+
+
+def test_costs_on_both_legs_exactly():
+    flat = np.full((BARS, 1), 2.0)
+    for params, each in (
+        ({"commission": 1e-3}, 1e-3),
+        ({"commission": 0.0, "spread": 4e-3}, 2e-3),
+        ({"commission": 1e-3, "spread": 4e-3}, None),
+    ):
+        for way in (BUY, SELL):
+            env = make(flat, stake=1000.0, **params)
+            _, states, _ = play(env, np.array([[way, HOLD, CLOSE, HOLD]]))
+            sign = 1 if way == BUY else -1
+            if each is None:
+                legs = [2e-3 + 1e-3 * (1 + sign * 2e-3), 2e-3 + 1e-3 * (1 - sign * 2e-3)]
+            else:
+                legs = [each, each]
+            paid = 10_000 - states.equity[0].astype(float)
+            right = 2000 * np.array([legs[0], legs[0], sum(legs), sum(legs)])
+            np.testing.assert_allclose(paid, right, atol=2e-3)
+
+
+def test_what_trading_costs_never_helps():
+    actions = at_random(make(), 32, 100)
+    free = play(make(commission=0.0, stake=1000.0), actions)[1].equity
+    for params in ({"commission": 1e-3}, {"spread": 1e-3}, {"slippage": 1e-3}):
+        costly = play(make(**{"commission": 0.0, "stake": 1000.0, **params}), actions)[1].equity
+        assert (costly <= free).all()
+        assert (np.diff(free - costly, axis=1) >= -2e-3).all()  # an account of 1e4 has so many digits
+        assert (costly[:, -1] < free[:, -1]).all()
+
+
+def test_slippage_is_drawn_between_none_and_the_largest():
+    env = make(np.full((BARS, 1), 2.0), stake=1000.0, commission=0.0, slippage=1e-2)
+    _, states, _ = play(env, np.tile([BUY, CLOSE], (200, 1)))
+    legs = -np.diff(np.concatenate([np.full((200, 1), env.cash), states.equity], axis=1))
+    assert legs.min() >= 0
+    assert legs.max() <= 20
+    assert legs.mean() == pytest.approx(10, abs=1)
+    assert abs(np.corrcoef(legs.T)[0, 1]) < 0.25
+    again = play(env, np.tile([BUY, CLOSE], (200, 1)))[1]
+    np.testing.assert_array_equal(again.equity, states.equity)
+
+
+def test_long_and_short_are_mirror_images():
+    data = bars()[..., [0, 3]]
+    mirrored = 4.0 - data  # the same moves, the other way
+    actions = at_random(make(), 16, 100)
+    other = np.where(actions == BUY, SELL, np.where(actions == SELL, BUY, actions))
+
+    def equity(data, actions):
+        whole = np.stack([data[..., 0], data.max(-1), data.min(-1), data[..., 1]], axis=-1)
+        return play(make(whole, stake=1000.0, commission=0.0, leverage=9.0), actions)[1].equity
+
+    np.testing.assert_allclose(equity(data, actions), equity(mirrored, other), rtol=1e-6)
+
+
+@pytest.mark.parametrize("params", [{}, {"skip_frame": 3}, {"signal": "prices"}, {"weights": (-1, 0, 1)}])
+def test_what_comes_later_changes_nothing_before(params):
+    row, data = 60, bars()
+    later = data.copy()
+    later[row:] *= 1.3
+    env, other = make(data, **params), make(later, **params)
+    actions = at_random(env, 4, 110 // env.skip_frame)
+    known = (row - 1 - env.starts[0]) // env.skip_frame  # steps that end before the change
+    for ours, theirs in zip(
+        jax.tree.leaves(play(env, actions)[1:]), jax.tree.leaves(play(other, actions)[1:]), strict=True
+    ):
+        np.testing.assert_array_equal(ours[:, :known], theirs[:, :known])
+    assert (play(env, actions)[1].equity[:, known:] != play(other, actions)[1].equity[:, known:]).any()
+
+
+def test_what_is_seen():
+    data = bars(2)
+    env = make(data, window=5, episode=50, drawdown=0.5, fraction=0.5)
+    actions = {
+        name: np.array([[BUY, HOLD, way, HOLD]]) for name, way in zip(env.assets, (HOLD, CLOSE), strict=True)
+    }
+    observation, states, steps = play(env, actions)
+    table = features(data[..., 3])
+    assert observation["external"].shape[1:] == env.observation["external"].shape == (5, 14)
+    assert observation["internal"].shape[1:] == env.observation["internal"].shape == (8,)
+    np.testing.assert_array_equal(observation["external"][0], table[:5])
+    for t in range(4):
+        np.testing.assert_array_equal(steps.observation["external"][0, t], table[t + 1 : t + 6])
+    first = env.starts[0]
+    units = states.position[0, 0]
+    moved = data[first + 1 : first + 5, :, 3] - data[first + 1, :, 0]
+    profit = units[None] * moved  # at each close
+    profit[2:, 1] = 0
+    equity = states.equity[0].astype(float)
+    peak = np.maximum.accumulate(np.append(env.cash, equity))[1:]
+    right = np.concatenate(
+        [
+            np.array([[1, 1], [1, 1], [1, 0], [1, 0]]),
+            profit / env.cash / 0.5,
+            np.array([[1, 1], [2, 2], [3, 0], [4, 0]]) / 50,
+            (equity / env.cash - 1)[:, None] / 0.5,
+            (1 - equity / peak)[:, None] / 0.5,
+        ],
+        axis=1,
+    )
+    np.testing.assert_allclose(steps.observation["internal"][0], right, atol=1e-6)
+    np.testing.assert_array_equal(observation["internal"], 0)
+    np.testing.assert_allclose(states.unrealised[0], profit, atol=2e-3)
+
+
+def test_skipped_bars_are_one_step_of_the_same_orders():
+    single, held = make(), make(skip_frame=5)
+    actions = at_random(held, 8, 22)
+    spread = np.zeros((8, 110), int)
+    spread[:, ::5] = actions
+    _, slow, _ = play(single, spread)
+    _, fast, steps = play(held, actions)
+    np.testing.assert_allclose(fast.equity, slow.equity[:, 4::5], rtol=1e-6)
+    np.testing.assert_array_equal(fast.index, slow.index[:, 4::5])
+    np.testing.assert_allclose(fast.peak, slow.peak[:, 4::5], rtol=1e-6)
+    np.testing.assert_allclose(steps.reward.sum(1), np.log(fast.equity[:, -1] / held.cash), atol=2e-6)
+    # The end of an episode cuts a step short.
+    short = make(skip_frame=5, episode=12)
+    _, states, steps = play(short, actions[:, :3])
+    np.testing.assert_array_equal(states.index[0] - states.first[0], [5, 10, 12])
+    np.testing.assert_array_equal(steps.truncated[0], [False, False, True])
+    np.testing.assert_allclose(states.equity[:, 2], slow.equity[:, 11], rtol=1e-6)
+
+
+def test_drawdown_target_and_ruin_terminate_and_time_truncates():
+    rising = np.linspace(1.0, 1.5, BARS)[:, None]
+    for params, way, reached in (
+        ({"target": 0.2}, BUY, lambda equity, peak: equity >= 12_000),
+        ({"drawdown": 0.2}, SELL, lambda equity, peak: equity <= 0.8 * peak),
+        ({"drawdown": 0.2, "skip_frame": 7}, SELL, lambda equity, peak: equity <= 0.8 * peak),
+        ({"leverage": 4.0, "fraction": 4.0}, SELL, lambda equity, peak: equity <= 0),
+    ):
+        env = make(rising, **params)
+        _, states, steps = play(env, np.array([[way] + [HOLD] * (110 // env.skip_frame - 1)]))
+        end = int(np.argmax(steps.terminated[0]))
+        assert steps.terminated[0, end]
+        assert not steps.truncated[0, : end + 1].any()
+        met = reached(states.equity[0], states.peak[0])
+        assert met[end]
+        assert not met[:end].any()
+        # No bar after the one that ended it is played, though the step had more.
+        _, single, _ = play(make(rising, **{**params, "skip_frame": 1}), np.array([[way] + [HOLD] * 109]))
+        first = int(np.argmax(reached(single.equity[0], single.peak[0])))
+        np.testing.assert_allclose(states.equity[0, end], single.equity[0, first], rtol=1e-6)
+        assert np.isfinite(steps.reward[0, : end + 1]).all()
+    _, states, steps = play(make(episode=10), np.zeros((1, 10), int))
+    np.testing.assert_array_equal(steps.truncated[0], np.arange(10) == 9)
+    assert not steps.terminated.any()
+    # A target reached on the last bar has terminated.
+    env = make(rising, target=0.2)
+    _, states, steps = play(env, np.array([[BUY] + [HOLD] * 109]))
+    end = int(np.argmax(steps.terminated[0]))
+    _, _, steps = play(make(rising, target=0.2, episode=end + 1), np.array([[BUY] + [HOLD] * end]))
+    assert steps.terminated[0, -1]
+    assert not steps.truncated.any()
+
+
+def test_the_shaped_reward_adds_up():
+    actions = at_random(make(), 8, 100)
+    env = make(reward="shaped", discount=1.0, reward_scale=10.0)
+    _, states, steps = play(env, actions)
+    np.testing.assert_allclose(steps.reward.sum(1), 10 * (states.equity[:, -1] / env.cash - 1), atol=1e-4)
+    # Discounted, the potential pays back what it has paid: the discounted sums differ by the last potential alone.
+    env = make(reward="shaped", discount=0.9)
+    _, states, steps = play(env, actions)
+    potential = states.unrealised[..., 0] / env.cash
+    before = np.concatenate([np.zeros((8, 1)), potential[:, :-1]], axis=1)
+    change = np.diff(states.equity.astype(float), axis=1, prepend=env.cash) / env.cash
+    realised = change - (potential - before)
+    np.testing.assert_allclose(steps.reward, realised + 0.9 * potential - before, atol=1e-6)
+    # Where an episode terminates, nothing is left of the potential.
+    env = make(np.linspace(1.0, 1.5, BARS)[:, None], reward="shaped", discount=0.9, target=0.2)
+    _, states, steps = play(env, np.array([[BUY] + [HOLD] * 109]))
+    end = int(np.argmax(steps.terminated[0]))
+    assert steps.reward[0, end] == pytest.approx(-states.unrealised[0, end - 1, 0] / env.cash, rel=1e-4)
+
+
+def test_an_episode_that_ends_is_followed_by_the_next():
+    env = make(episode=10, commission=1e-3)
+    actions = at_random(env, 4, 35)
+    _, states, steps = play(env, actions, step=True)
+    np.testing.assert_array_equal(steps.truncated, np.tile(np.arange(35) % 10 == 9, (4, 1)))
+    start, observation = env.start(env.starts[0] + 10)
+    for ours, theirs in zip(
+        jax.tree.leaves((states, steps.observation)), jax.tree.leaves((start, observation)), strict=True
+    ):
+        np.testing.assert_array_equal(ours[:, 9], np.broadcast_to(theirs, ours[:, 9].shape))
+    _, stayed, moved = play(env, actions[:, :10])
+    for name in ("external", "internal"):
+        np.testing.assert_array_equal(steps.final_observation[name][:, 9], moved.observation[name][:, 9])
+        np.testing.assert_array_equal(steps.final_observation[name][:, :9], steps.observation[name][:, :9])
+    assert (steps.final_observation["internal"][:, 9] != steps.observation["internal"][:, 9]).any()
+    np.testing.assert_array_equal(stayed.equity[:, :9], states.equity[:, :9])
+
+
+@pytest.mark.parametrize(
+    ("params", "starts"),
+    [
+        ({"sampling": "random"}, range(3, 110)),
+        ({"sampling": "sequential"}, range(3, 110, 10)),
+        ({"sampling": "sliding", "stride": 4}, range(3, 110, 4)),
+    ],
+)
+def test_where_episodes_begin(params, starts):
+    env = make(episode=10, **params)
+    assert env.starts == (3, 109)
+    state, _ = jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 2000))
+    assert set(np.asarray(state.first)) == set(starts)
+    _, states, _ = play(env, np.zeros((3, 300), int), step=True)
+    firsts = states.first[:, 9::10]
+    if params["sampling"] == "random":
+        assert len({tuple(row) for row in firsts}) == 3
+        assert set(firsts.ravel()) <= set(starts)
+    else:
+        order = list(itertools.islice(itertools.cycle(starts), 1, 31))
+        np.testing.assert_array_equal(firsts, np.tile(order, (3, 1)))
+
+
+def test_parts_share_no_bar():
+    length = 1000
+    data = bars(length=length)
+    seen = []
+    for part in ("train", "validation", "test"):
+        env = make(data, part=part, window=16, episode=20, sampling="random", periods=(1, 8))
+        whole = make(data, part=part, window=16, episode=None, periods=(1, 8))
+        assert whole.starts[0] == whole.starts[1] == env.starts[0]
+        seen.append((env.starts[0] - 15, env.starts[1] + 20))
+        assert seen[-1][1] == whole.starts[0] + whole.length
+    assert seen[0][0] == 0
+    assert seen[-1][1] == length - 1
+    for before, after in itertools.pairwise(seen):
+        assert after[0] - before[1] == 1 + 8
+
+
+def test_one_at_a_time_or_many_compiled_or_not_is_the_same():
+    env = make(bars(2), stakes=2, spread=1e-3, slippage=1e-3, sampling="random", episode=7)
+    actions = at_random(env, 3, 9)
+    together = jax.tree.leaves(play(env, actions, first=20, step=True)[1:])
+    again = jax.tree.leaves(play(env, actions, first=20, step=True)[1:])
+    keys = jax.random.split(jax.random.key(0), (110, 8))[:9, 1]
+    state, _ = env.start(20)
+    alone = []
+    for t in range(9):
+        action = {name: jnp.int32(choices[1, t]) for name, choices in actions.items()}
+        state, out = env.step(keys[t], state, action)
+        alone.append((state, out))
+    alone = jax.tree.leaves(jax.tree.map(lambda *x: np.stack(x), *alone))
+    for many, same, one in zip(together, again, alone, strict=True):
+        np.testing.assert_array_equal(many, same)
+        np.testing.assert_allclose(many[1], one, rtol=1e-6, atol=1e-6)
+        assert many.dtype == one.dtype
+
+
+def test_data_of_every_kind(tmp_path):
+    closes = bars()[:, 0, 3]
+    path = tmp_path / "prices.csv"
+    rows = [f"2024-01-{1 + i // 24:02d} {i % 24:02d}:00,{x}" for i, x in enumerate(closes)]
+    path.write_text("\n".join(["time,Close", *rows]))
+    series = Series(("a",), None, closes[:, None])
+    right = make(closes)
+    for data in (closes[:, None], jnp.asarray(closes), series, path, str(path)):
+        env = make(data)
+        np.testing.assert_allclose(env.bars, right.bars, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(env.close, right.close, rtol=1e-6)
+    assert make(path).times[5] == np.datetime64("2024-01-01T05:00")
+    for name in ("sine", "random_walk", "ornstein_uhlenbeck", "regime_switching"):
+        assert make(name, data_params={"length": 99}).close.shape == (99, 1)
+    assert (make("random_walk").close != make("random_walk", data_params={"seed": 1}).close).any()
+    ohlc = Series(
+        ("Open", "High", "Low", "Close", "Volume"),
+        None,
+        np.concatenate([bars()[:, 0], np.ones((BARS, 1))], 1),
+    )
+    env = make(ohlc, signal="prices")
+    np.testing.assert_allclose(env.signal, bars()[:, 0], rtol=1e-6)
+    several = Series(("x", "y", "z"), None, bars(3)[..., 3])
+    assert make(several, columns=("z", "x")).action_depths == {"z": 4, "x": 4}
+    np.testing.assert_allclose(make(several, columns=("z",)).close, bars(3)[:, 2:, 3], rtol=1e-6)
+    assert make(closes, signal=np.ones((BARS, 2))).observation["external"].shape == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"data": "eurusdd"}, r"unknown data 'eurusdd'; did you mean 'eurusd'\?"),
+        ({"data": "missing.csv"}, "cannot read missing.csv: No such file"),
+        (
+            {"data": np.ones((3, 1, 2))},
+            r"closes \[N\] or \[N, A\] or bars \[N, A, 4\], got shape \(3, 1, 2\)",
+        ),
+        ({"data": -np.ones(99)}, r"above 0, got -1\.0"),
+        ({"data_params": {"perod": 3}}, "unknown data_params of sine 'perod'; did you mean 'period'"),
+        (
+            {"data": np.ones(99), "data_params": {"seed": 3}},
+            r"have data_params, got {'seed': 3} for a ndarray",
+        ),
+        ({"data": np.ones(99), "columns": ("a",)}, "an array has no columns"),
+        ({"columns": ("a",)}, "sine is generated and has no columns"),
+        (
+            {"data": np.ones(99)},
+            "99 bars .all. are too few for a window of 32 and an episode of 256: at least 288",
+        ),
+        ({"data": np.ones(20), "episode": None}, "20 bars .all. are too few for a window of 32"),
+        ({"part": "tset"}, "unknown part 'tset'; did you mean 'test'"),
+        ({"part": "test", "fractions": (0.5, 0.5)}, "fractions are of train, validation, test"),
+        ({"sampling": "radom"}, "unknown sampling 'radom'; did you mean 'random'"),
+        ({"reward": "logs"}, "unknown reward 'logs'; did you mean 'log'"),
+        ({"signal": "price"}, "unknown signal 'price'; did you mean 'prices'"),
+        ({"signal": np.ones((5, 2))}, r"signal must be \[4096, C\].*got shape \(5, 2\)"),
+        ({"window": 0}, "window must be at least 1, got 0"),
+        ({"skip_frame": 0}, "skip_frame must be at least 1, got 0"),
+        ({"episode": 0}, "4096 bars"),
+        ({"commission": -1e-4}, r"commission must be at least 0, got -0\.0001"),
+        ({"commission": float("nan")}, "commission must be at least 0, got nan"),
+        ({"spread": 2.0}, "stay below 1, got 1.0"),
+        ({"cash": 0}, "cash must be above 0, got 0"),
+        ({"drawdown": 1.5}, "at most 1, got 1.5"),
+        ({"fraction": 2.0}, "positions of 2 times the equity need a leverage of as much, got 1"),
+        ({"weights": (0.5, 1)}, "weights must be numbers, 0 and others"),
+        ({"weights": (0, 1), "stake": 3.0}, r"leave stake \(3.0\)"),
+        ({"widnow": 3}, "unknown parameter of trading 'widnow'; did you mean 'window'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(params, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        envs.make("trading", **params)
+    assert "\n" not in str(caught.value)
+
+
+OPTIMAL = {
+    "fraction": {},
+    "no costs": {"commission": 0.0},
+    "dear": {"commission": 2e-2, "spread": 1e-2},
+    "leverage": {"fraction": 2.0, "leverage": 2.0},
+    "fixed stake": {"stake": 1000.0, "leverage": 100.0},
+    "skipped bars": {"skip_frame": 2},
+}
+
+
+@pytest.mark.parametrize("case", OPTIMAL)
+def test_the_optimal_policy_is_the_best_of_all(case):
+    params = {"commission": 1e-3, **OPTIMAL[case]}
+    env = make(bars(length=4 + 6 * params.get("skip_frame", 1), volatility=0.03), **params)
+    best = optimal_policy(env)
+    every = np.array([*itertools.product(range(4), repeat=6), best.actions])
+    _, states, steps = play(env, every)
+    for equity in (states.equity[-1, -1], states.equity[:, -1].max()):
+        assert best.equity == pytest.approx(equity, rel=2e-6)
+    assert best.log_return == pytest.approx(steps.reward[-1].sum(), abs=5e-6)
+    assert best.log_return > 0.001
+    assert len(set(best.actions)) > 2
+
+
+def test_the_optimal_policy_is_never_beaten():
+    env = make(spread=1e-4)
+    best = optimal_policy(env)
+    actions = at_random(env, 500, env.length)
+    assert (play(env, actions)[2].reward.sum(1) < best.log_return).all()
+    assert play(env, best.actions[None])[2].reward.sum() == pytest.approx(best.log_return, abs=1e-5)
+    # Dearer trades are never better, and with the dearest it is best to do nothing.
+    results = [optimal_policy(make(commission=c)).log_return for c in (0, 1e-3, 1e-2, 0.5)]
+    assert results == sorted(results, reverse=True)
+    assert results[-1] == 0
+    for params in ({"stakes": 2}, {"weights": (0, 1)}, {"slippage": 0.1}, {"data": bars(2)}):
+        with pytest.raises(ValueError, match="one asset without slippage, got"):
+            optimal_policy(make(**params))
+    with pytest.raises(ValueError, match="first must be from 3 to 3, got 4"):
+        optimal_policy(env, 4)
