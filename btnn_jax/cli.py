@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -118,10 +120,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     given = parser.parse_args(arguments)
     from btnn_jax.training.folder import RunError
+    from btnn_jax.training.processes import ProcessLostError
 
     with _plain_interrupt():
         try:
             return given.command(given)
+        except ProcessLostError as error:
+            print(f"btnn-jax: error: {error}", file=sys.stderr, flush=True)
+            os._exit(1)  # an orderly exit would wait for the lost process, and then abort
         except (RunError, UsageError, ModuleNotFoundError) as error:
             parser.error(str(error))
 
@@ -422,6 +428,10 @@ def _has_image(env: str, env_params: dict[str, Any]) -> bool:
 
 def _conclude(result: Any, episodes: int) -> int:
     """Says how a run ended, evaluates it if it came to its end, and returns the exit code."""
+    from btnn_jax.training.processes import is_first
+
+    if not is_first():
+        return 0 if result.stopped is None else 128 + int(result.stopped)
     if code := _told(result, "train"):
         return code
     if episodes:

@@ -56,7 +56,9 @@ class Checkpoints:
         self._settings = settings
         if not create and not self._folder.is_dir():
             raise CheckpointError(f"no checkpoint in {folder}")
-        best = policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False
+        )
         self._manager = self._ocp.CheckpointManager(
             self._folder,
             item_handlers={
@@ -82,14 +84,15 @@ class Checkpoints:
           CheckpointError: it cannot be written, or the one before it could not be.
         """
         arrays, keys = to_arrays(state)
-        about = {"keys": keys, "settings": self._settings, "version": version("btnn-jax")}
+        score = None if score is None or not math.isfinite(score) else score
+        about = {"keys": keys, "settings": self._settings, "version": version("btnn-jax"), "score": score}
         with self._writing(update):
             self._manager.save(
                 update,
                 args=self._ocp.args.Composite(
                     state=self._ocp.args.StandardSave(arrays), about=self._ocp.args.JsonSave(about)
                 ),
-                metrics=None if score is None or not math.isfinite(score) else {"score": score},
+                metrics=None if score is None else {"score": score},
             )
 
     def wait(self) -> None:
@@ -107,9 +110,9 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The number of the kept checkpoint with the highest score; the newest where none has a score."""
-        scores = {update: self._manager.metrics(update) for update in self._manager.all_steps()}
-        scored = [update for update, metrics in scores.items() if metrics]
-        return max(scored, key=lambda update: _score(scores[update])) if scored else self.latest()
+        scores = {update: self._about(update)["score"] for update in self._manager.all_steps()}
+        scores = {update: score for update, score in scores.items() if score is not None}
+        return max(scores, key=lambda update: scores[update]) if scores else self.latest()
 
     def restore(self, like: PyTree, update: int | None = None) -> PyTree:
         """Reads a checkpoint.
@@ -130,13 +133,13 @@ class Checkpoints:
         if update is None:
             raise CheckpointError(f"no checkpoint in {self._folder}")
         where = self._folder / str(update)
-        composite, restore = self._ocp.args.Composite, self._ocp.args.StandardRestore
         try:
-            about = self._manager.restore(update, args=composite(about=self._ocp.args.JsonRestore()))["about"]
+            about = self._about(update)
             found = self._manager.item_metadata(update)["state"]
             # As arrays of NumPy, or Orbax would ask for the devices that the checkpoint was written from.
             template = {name: np.empty(x.shape, x.dtype) for name, x in found.items()}
-            arrays = self._manager.restore(update, args=composite(state=restore(template)))["state"]
+            state = self._ocp.args.StandardRestore(template)
+            arrays = self._manager.restore(update, args=self._ocp.args.Composite(state=state))["state"]
         except Exception as error:  # a damaged file can raise anything, from JSON's errors to TensorStore's
             message = f"cannot read the checkpoint {where}: {first_line(error)}"
             raise CheckpointError(message + self._before(update)) from error
@@ -156,6 +159,10 @@ class Checkpoints:
             for number in newer:
                 (self._folder / str(number)).rename(aside / str(number))
         self._manager.reload()
+
+    def _about(self, update: int) -> dict[str, Any]:
+        about = self._ocp.args.JsonRestore()
+        return self._manager.restore(update, args=self._ocp.args.Composite(about=about))["about"]
 
     def _before(self, update: int) -> str:
         earlier = [number for number in self._manager.all_steps() if number < update]
@@ -179,10 +186,6 @@ class Checkpoints:
         """Waits until all is written and closes Orbax's manager."""
         with self._writing(self.latest()):
             self._manager.close()
-
-
-def _score(metrics: Any) -> float:
-    return float(metrics["score"])
 
 
 def _check_settings(expected: Mapping[str, Any] | None, stored: Mapping[str, Any] | None) -> None:

@@ -14,6 +14,10 @@ from btnn_jax.training.folder import RunError, first_line
 _HEARTBEAT_SECONDS = 20
 
 
+class ProcessLostError(RunError):
+    """Another process of the run has ended; this one can only end too."""
+
+
 def connect(coordinator: str, process_id: int, num_processes: int) -> None:
     """Joins the processes of a run; to be called before JAX looks for devices.
 
@@ -58,7 +62,7 @@ def first_only(what: str) -> Iterator[bool]:
     """A block that does something on the first process only, where it gives True; the others wait for its end.
 
     Raises:
-      RunError: `what` failed on the first process, whatever it raised there is raised there.
+      RunError: on the others, if the first process raised something.
     """
     failed = False
     try:
@@ -74,13 +78,17 @@ def first_only(what: str) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Turns the loss of another process into a `RunError` that says how to go on."""
+    """Turns the loss of another process into an error that says how to go on.
+
+    Raises:
+      ProcessLostError: a computation over several processes failed.
+    """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        raise RunError(
+        raise ProcessLostError(
             f"process {jax.process_index()} has lost another process of this run ({first_line(error)}); start all of "
             "them again with --resume"
         ) from error

@@ -199,26 +199,6 @@ def test_the_train_step_bounds_the_global_norm():
     np.testing.assert_allclose(optax.tree.norm(first_moment), 0.1 * 1e-4, rtol=1e-4)
 
 
-def test_an_axis_of_devices_gives_every_device_the_same_parameters():
-    config = dataclasses.replace(TINY, shards=8)
-    init, step = make_unreal(config, envs.make("probe-pixels"), axis_name="devices")
-    assert jax.device_count() == 8
-    key, devices = jax.random.key(0), jax.devices()
-    state = jax.pmap(init, axis_name="devices")(jnp.broadcast_to(key, 8))
-    mapped, metrics = jax.pmap(step, axis_name="devices")(state)
-    chex.assert_trees_all_equal(*(jax.tree.map(lambda x, i=i: x[i], state.params) for i in range(8)))
-    chex.assert_trees_all_equal(
-        *(jax.tree.map(lambda x, i=i: x[i], (mapped.params, metrics)) for i in range(8))
-    )
-    assert (
-        len(np.unique(jax.random.key_data(mapped.actors.keys).reshape(8 * config.num_envs, -1), axis=0))
-        == 8 * 4
-    )
-    state = jax.device_put(state, devices[0])
-    batched, _ = jax.jit(jax.vmap(step, axis_name="devices"))(state)
-    chex.assert_trees_all_close(mapped.params, batched.params, rtol=1e-4, atol=1e-5)
-
-
 def test_memory_does_not_double_with_the_replay():
     def memory(replay_length):
         config = dataclasses.replace(BARE, vr_weight=1.0, lstm=(), noisy=False, replay_length=replay_length)
