@@ -10,7 +10,7 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from btnn_jax.envs.base import PyTree, TimeStep, auto_reset
+from btnn_jax.envs.base import PyTree, TimeStep
 from btnn_jax.envs.trading.account import Rules, add, fill
 
 ACTIONS = ("hold", "buy", "sell", "close")
@@ -110,25 +110,11 @@ class TradingEnvironment:
 
     def reset(self, key: Array) -> tuple[TradingState, PyTree]:
         """Starts an episode: `(state, observation)`. The key is consumed."""
-        low, high = self.starts
-        count = (high - low) // self.stride + 1
-        # The remainder favours some starts by less than count / 2^32.
-        draw = (jax.random.bits(key) % jnp.uint32(count)).astype(jnp.int32)
-        return self.start(low + self.stride * draw)
+        return self.start(self._draw(key))
 
     def start(self, first: Array | int) -> tuple[TradingState, PyTree]:
         """Starts the episode that begins with the close of bar `first`: `(state, observation)`."""
-        first = jnp.asarray(first, jnp.int32)
-        assets = len(self.assets)
-        nothing, cash = jnp.zeros(assets, jnp.float32), jnp.float32(self.cash)
-        stake = (
-            0.0 if self.rules.stake is None else self.rules.stake
-        )  # that of a fraction is known when it is filled
-        state = TradingState(
-            index=first, first=first, equity=cash, lost=jnp.float32(0), peak=cash, position=nothing,
-            holding=nothing, stake=jnp.full(assets, stake, jnp.float32), unrealised=nothing,
-            opened=jnp.zeros(assets, jnp.int32),
-        )  # fmt: skip
+        state = self._begin(jnp.asarray(first, jnp.int32))
         return state, self.observe(state)
 
     def step(self, key: Array, state: TradingState, action: PyTree) -> tuple[TradingState, TimeStep]:
@@ -138,10 +124,14 @@ class TradingEnvironment:
             move_key, key = jax.random.split(key)
         after, step = self.move(move_key, state, action)
         if self.random:
-            return auto_reset(key, self.reset, after, step)
-        low, high = self.starts
-        following = state.first + self.stride
-        return auto_reset(key, lambda _: self.start(jnp.where(following > high, low, following)), after, step)
+            following = self._draw(key)
+        else:
+            following = state.first + self.stride
+            following = jnp.where(following > self.starts[1], self.starts[0], following)
+        ended = step.terminated | step.truncated
+        after = jax.tree.map(lambda new, old: jnp.where(ended, new, old), self._begin(following), after)
+        # Where nobody asks for the final observation, one window is cut from the series, not two.
+        return after, step._replace(observation=self.observe(after))
 
     def move(self, key: Array, state: TradingState, action: PyTree) -> tuple[TradingState, TimeStep]:
         """Acts, and stays where the episode ends: the state that `step` replaces by the next episode's first.
@@ -214,6 +204,25 @@ class TradingEnvironment:
             ),
             "internal": jnp.concatenate(internal),
         }
+
+    def _draw(self, key: Array) -> Array:
+        """Where an episode begins, int32 `[]`."""
+        low, high = self.starts
+        count = (high - low) // self.stride + 1
+        # The remainder favours some starts by less than count / 2^32.
+        return low + self.stride * (jax.random.bits(key) % jnp.uint32(count)).astype(jnp.int32)
+
+    def _begin(self, first: Array) -> TradingState:
+        assets = len(self.assets)
+        nothing, cash = jnp.zeros(assets, jnp.float32), jnp.float32(self.cash)
+        stake = (
+            0.0 if self.rules.stake is None else self.rules.stake
+        )  # that of a fraction is known when it is filled
+        return TradingState(
+            index=first, first=first, equity=cash, lost=jnp.float32(0), peak=cash, position=nothing,
+            holding=nothing, stake=jnp.full(assets, stake, jnp.float32), unrealised=nothing,
+            opened=jnp.zeros(assets, jnp.int32),
+        )  # fmt: skip
 
     def _wanted(self, holding: Array, action: PyTree) -> Array:
         """Stakes, or weights, that an action asks for, float32 `[A]`."""
