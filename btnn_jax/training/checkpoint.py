@@ -16,6 +16,7 @@ import numpy as np
 
 from btnn_jax.extras import import_extra
 from btnn_jax.training.folder import Folder, RunError, first_line, version
+from btnn_jax.training.processes import ProcessLostError
 
 PyTree = Any
 
@@ -184,6 +185,8 @@ class Checkpoints:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Waits until all is written and closes Orbax's manager."""
+        if isinstance(error, ProcessLostError):
+            return  # it would wait for that process
         with self._writing(self.latest()):
             self._manager.close()
 

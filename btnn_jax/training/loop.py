@@ -99,7 +99,6 @@ def run_loop(
         if not is_first():
             reporter = Silent()
         stack.callback(reporter.close)
-        stack.enter_context(together())
         with first_only("opening the folder") as first:
             if first:
                 stack.enter_context(locked(folder))
@@ -107,6 +106,7 @@ def run_loop(
             name: x for name, x in read_settings(folder).items() if name not in ("versions", "device")
         }
         checkpoints = stack.enter_context(Checkpoints(folder / CHECKPOINTS, keep=keep, settings=settings))
+        stack.enter_context(together())
         reporter.note(f"{program.title}, seed {seed}, in {folder}")
         newest = checkpoints.latest()
         if newest is None:

@@ -141,6 +141,19 @@ def make_unreal(
             skipped=jnp.zeros((), jnp.int32),
         )
 
+    def relearned(params: PyTree, batch: OnPolicy, noise_key: jax.Array) -> PyTree:
+        """The logits of a rollout as the learner computes them, a minibatch at a time."""
+        data, impl = jax.random.key_data(noise_key), jax.random.key_impl(noise_key)
+
+        def logits(rows: jax.Array) -> PyTree:
+            part, key = take(batch, rows), jax.random.wrap_key_data(data, impl=impl)  # the same noise for all
+            return policy.apply({"params": params}, part.rollout.inputs, part.core, rngs={"noise": key})[
+                0
+            ].logits
+
+        parts = jax.lax.map(logits, jnp.arange(config.num_envs).reshape(config.minibatches, -1))
+        return jax.tree.map(lambda x: jnp.concatenate(x, axis=1), parts)
+
     def gradient_step(
         learner: Learner,
         batch: OnPolicy,
@@ -192,6 +205,10 @@ def make_unreal(
             lambda_=config.gae_lambda,
         )
         batch = OnPolicy(record, advantage, returns, state.actors.core)
+        if config.precision != "float32" and config.algorithm == "ppo":
+            # Rounded that coarsely, one step at a time and whole sequences at once give different probabilities.
+            logits = relearned(state.params, batch, noise_key)
+            batch = batch._replace(rollout=record._replace(logits=logits))
         update = state.update.astype(jnp.float32)
         learning_rate = jnp.asarray(state.hyper.learning_rate * rate_left(update), jnp.float32)
         entropy_beta = state.hyper.entropy_beta

@@ -18,27 +18,9 @@ from btnn_jax.training.folder import read_run
 from btnn_jax.training.run import make_agent
 
 OPTIONS = [
-    "probe-memory",
-    "--num-envs",
-    "4",
-    "--rollout-length",
-    "8",
-    "--hidden",
-    "8",
-    "--lstm",
-    "8",
-    "--pc-weight",
-    "0",
-    "--replay-length",
-    "32",
-    "--replay-batch",
-    "2",
-    "--rp-batch",
-    "4",
-    "--minibatches",
-    "2",
-    "--evaluate-episodes",
-    "0",
+    *("probe-memory", "--num-envs", "4", "--rollout-length", "8", "--hidden", "8", "--lstm", "8"),
+    *("--pc-weight", "0", "--replay-length", "32", "--replay-batch", "2", "--rp-batch", "4"),
+    *("--minibatches", "2", "--evaluate-episodes", "0"),
 ]
 
 
@@ -103,12 +85,12 @@ def test_a_lost_process_ends_the_other_and_both_go_on(tmp_path):
     wait_for(folder / "metrics.jsonl", 3)
     second.kill()
     killed = time.monotonic()
+    end(second)
     code, output = end(first)
     assert time.monotonic() - killed < 60
-    assert code == 1
+    assert code == 1, output
     assert "has lost another process of this run" in output
     assert "--resume" in output
-    end(second)
 
     pair = start_two("--resume", folder)
     before = len((folder / "metrics.jsonl").read_text().splitlines())

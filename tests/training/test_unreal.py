@@ -69,6 +69,24 @@ def test_at_unchanged_parameters_the_ratio_is_one():
     assert run(several, envs.make("probe-memory"), 3)[1]["approx_kl"] > 1e-6
 
 
+def test_bfloat16_rounds_the_network_and_nothing_else():
+    config = dataclasses.replace(
+        BARE, precision="bfloat16", epochs=2, learning_rate=1e-30, learning_rate_schedule="constant"
+    )
+    state, metrics = run(config, envs.make("probe-memory"), 3)
+    assert metrics["approx_kl"] == 0  # the ratio is 1, not nearly
+    assert metrics["clip_fraction"] == 0
+    kinds = {
+        leaf.dtype for leaf in jax.tree.leaves((state.params, state.opt_state, state.actors.core, metrics))
+    }
+    assert kinds == {jnp.dtype("float32"), jnp.dtype("int32")}
+    policy = make_unreal_policy(config, envs.make("probe-memory"))
+    inputs = jax.tree.map(lambda x: x[None], state.actors.inputs)
+    output, _ = policy.apply({"params": state.params}, inputs, state.actors.core, deterministic=True)
+    assert (output.logits.dtype, output.value.dtype) == (jnp.float32, jnp.float32)
+    assert output.features.dtype == jnp.bfloat16
+
+
 def test_minibatches_see_the_noise_that_acted():
     config = dataclasses.replace(
         BARE, epochs=3, minibatches=4, learning_rate=1e-30, learning_rate_schedule="constant"
