@@ -165,7 +165,7 @@ class TradingEnvironment:
             first=state.first,
             equity=equity,
             lost=lost,
-            peak=jnp.maximum(state.peak, peaks[last]),
+            peak=jnp.maximum(peaks[last], equity),
             position=filled.position,
             holding=filled.holding,
             stake=filled.stake,
