@@ -1,0 +1,179 @@
+"""What a trading agent makes of a stretch of time: its account, those of simple strategies, and a table of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from btnn_jax import performance
+from btnn_jax.envs.trading import TradingEnvironment, TradingState
+from btnn_jax.performance import Interval, Performance
+from btnn_jax.policies import AgentInput, UnrealPolicy, action_distribution
+
+PyTree = Any
+Act = Callable[[jax.Array, AgentInput, PyTree], tuple[PyTree, PyTree]]
+STRATEGIES = ("buy and hold", "flat", "random")
+
+
+class Account(NamedTuple):
+    """One account from bar to bar; row 0 is the bar at whose close it was opened. `N` steps, `A` assets."""
+
+    index: jax.Array  # int32 [N + 1], the bar, a row of the environment's `close` and `times`
+    equity: jax.Array  # float32 [N + 1]
+    weight: jax.Array  # float32 [N + 1, A], of the equity, held in the step that led here
+    where: jax.Array  # bool [N + 1], False after the account's end
+
+
+def make_backtest(
+    env: TradingEnvironment, policy: UnrealPolicy, *, greedy: bool = True
+) -> Callable[[PyTree, jax.Array], Account]:
+    """Binds `backtest(params, key) -> Account`, one episode of `env` without noise in the noisy layers.
+
+    Args:
+      env: where an episode is as long as what is to be traded, see `make_trading(episode=None)`.
+      policy: the agent's network.
+      greedy: take the most likely action rather than a sample.
+    """
+
+    def backtest(params: PyTree, key: jax.Array) -> Account:
+        def act(key: jax.Array, inputs: AgentInput, core: PyTree) -> tuple[PyTree, PyTree]:
+            inputs = jax.tree.map(lambda x: x[None, None], inputs)
+            output, core = policy.apply({"params": params}, inputs, core, deterministic=True)
+            distribution = action_distribution(jax.tree.map(lambda x: x[0, 0], output.logits))
+            return (distribution.mode() if greedy else distribution.sample(seed=key)), core
+
+        return trade(env, act, policy.initial_state(1), key)
+
+    return backtest
+
+
+def make_strategy(env: TradingEnvironment, name: str) -> Callable[[jax.Array], Account]:
+    """Binds `backtest(key) -> Account` of one of `STRATEGIES`: it buys all it may, or does nothing, or anything."""
+    depths = env.action_depths
+    if env.weights is None:
+        constant = {"buy and hold": 1, "flat": 0}
+    else:
+        constant = {"buy and hold": int(np.argmax(env.weights)), "flat": env.weights.index(0.0)}
+
+    def act(key: jax.Array, inputs: AgentInput, carry: PyTree) -> tuple[PyTree, PyTree]:
+        del inputs
+        if name in constant:
+            return jax.tree.map(lambda _: jnp.int32(constant[name]), depths), carry
+        logits = jax.tree.map(lambda depth: jnp.zeros(depth), depths)
+        return action_distribution(logits).sample(seed=key), carry
+
+    return lambda key: trade(env, act, (), key)
+
+
+def trade(env: TradingEnvironment, act: Act, carry: PyTree, key: jax.Array) -> Account:
+    """Trades one episode from the environment's earliest start; after its end the account stands still.
+
+    Args:
+      env: the environment.
+      act: `(key, inputs, carry) -> (action, carry)`, of one environment, without leading axes.
+      carry: the agent's memory before the first step.
+      key: consumed.
+    """
+    state, observation = env.start(env.starts[0])
+    inputs = AgentInput(
+        observation,
+        jax.tree.map(lambda _: jnp.int32(0), env.action_depths),
+        jnp.zeros(()),
+        jnp.ones((), bool),
+    )
+
+    def row(state: TradingState) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return state.index, state.equity, state.position * env.prices(state) / state.equity
+
+    def one_step(loop: Any, key: jax.Array) -> tuple[Any, Any]:
+        state, inputs, carry, ended = loop
+        act_key, move_key = jax.random.split(key)
+        action, carry = act(act_key, inputs, carry)
+        after, step = env.move(move_key, state, action)
+        after = jax.tree.map(lambda new, old: jnp.where(ended, old, new), after, state)
+        inputs = AgentInput(step.observation, action, step.reward, jnp.zeros((), bool))
+        record = (*row(after), ~ended)
+        return (after, inputs, carry, ended | step.terminated | step.truncated), record
+
+    steps = -(-env.length // env.skip_frame)
+    loop = (state, inputs, carry, jnp.zeros((), bool))
+    _, rest = jax.lax.scan(one_step, loop, jax.random.split(key, steps))
+    first = (*row(state), jnp.ones((), bool))
+    return Account(*(jnp.concatenate([x[None], xs]) for x, xs in zip(first, rest, strict=True)))
+
+
+def measure(account: Account, periods_per_year: ArrayLike) -> Performance:
+    """The performance of accounts `[..., N + 1]`, as shares of the equity over all assets together."""
+    one = performance.summary(
+        account.equity, jnp.sum(account.weight, axis=-1), periods_per_year=periods_per_year, where=account.where
+    )
+    if account.weight.shape[-1] == 1:
+        return one
+    weight = jnp.moveaxis(account.weight, -1, 0)
+    return one._replace(
+        turnover=jnp.sum(performance.turnover(weight, where=account.where), axis=0),
+        exposure=jnp.sum(performance.exposure(weight, where=account.where), axis=0),
+        num_trades=jnp.sum(performance.num_trades(weight, where=account.where), axis=0),
+    )
+
+
+def with_commission(env: TradingEnvironment, commission: ArrayLike) -> TradingEnvironment:
+    """The same environment at another commission, which may be traced: `vmap` sweeps over costs."""
+    return dataclasses.replace(env, rules=env.rules._replace(commission=commission))
+
+
+def periods_per_year(env: TradingEnvironment) -> float:
+    """Steps of `env` in a year of its times, weekends and nights left out as the data leave them out.
+
+    Without times a step counts as a day of trading, of which a year has 252.
+    """
+    if env.times is None or len(env.times) < 2:
+        return 252.0 / env.skip_frame
+    years = (env.times[-1] - env.times[0]) / np.timedelta64(365 * 86_400 + 20_952, "s")
+    return float((len(env.times) - 1) / years / env.skip_frame)
+
+
+def intervals(key: jax.Array, of_seeds: Performance) -> Mapping[str, Interval]:
+    """The mean of every measure over seeds `[S]` with its bootstrap interval of 95 %."""
+    keys = jax.random.split(key, len(of_seeds))
+    return {
+        name: performance.bootstrap_interval(k, jnp.asarray(values, jnp.float32))
+        for k, (name, values) in zip(keys, of_seeds._asdict().items(), strict=True)
+    }
+
+
+COLUMNS = (
+    ("total_return", "return %", 100.0),
+    ("sharpe_ratio", "Sharpe", 1.0),
+    ("sortino_ratio", "Sortino", 1.0),
+    ("max_drawdown", "drawdown %", 100.0),
+    ("turnover", "turnover %", 100.0),
+    ("exposure", "exposure %", 100.0),
+    ("num_trades", "trades", 1.0),
+    ("hit_rate", "hits %", 100.0),
+)
+
+
+def backtest_table(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """Lines of text: for each name the mean of each measure, and below it its interval where there is one.
+
+    Args:
+      rows: name -> measure -> `(mean, low, high)`, or `(mean,)` of one account.
+    """
+    lines = [f"{'':<14}" + "".join(f"{words:>16}" for _, words, _ in COLUMNS)]
+    for name, measures in rows.items():
+        means = "".join(f"{scale * measures[field][0]:>16.2f}" for field, _, scale in COLUMNS)
+        lines.append(f"{name:<14}{means}")
+        if all(len(values) == 3 for values in measures.values()):
+            spans = (
+                f"{scale * measures[field][1]:.2f}..{scale * measures[field][2]:.2f}"
+                for field, _, scale in COLUMNS
+            )
+            lines.append(f"{'':<14}" + "".join(f"{span:>16}" for span in spans))
+    return "\n".join(lines)
