@@ -77,5 +77,5 @@ CASES = [
         "gym-anytrading ForexEnv",
         partial(against_forex, num_envs),
     )
-    for num_envs in (256, 2048)
+    for num_envs in (256, 16_384)
 ]

@@ -84,8 +84,8 @@ def add(total: Array, lost: Array, change: Array) -> tuple[Array, Array]:
     >>> total, lost = jnp.float32(1e8), jnp.float32(0)
     >>> for _ in range(8):
     ...     total, lost = add(total, lost, jnp.float32(1))
-    >>> total
-    Array(1.00000008e+08, dtype=float32)
+    >>> int(total)
+    100000008
     """
     change = change + lost
     new = total + change
