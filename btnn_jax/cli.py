@@ -298,6 +298,12 @@ def _add_training(commands: Any, name: str, what: str, words: str, folder: str) 
         metavar="N",
         help=_("gradient steps that were not finite, and left out, after which the run gives up", 1000),
     )
+    files.add_argument(
+        "--profile",
+        action="store_true",
+        default=False,
+        help="say where time and memory of the first updates go, and write a trace of some for TensorBoard",
+    )
     return train
 
 
@@ -390,7 +396,7 @@ def _settings(given: argparse.Namespace, config: type[Config]) -> tuple[dict[str
     return fields, {name: getattr(given, name) for name in _LOOP}
 
 
-_LOOP = ("checkpoint_minutes", "keep", "checkpoint", "max_skipped")
+_LOOP = ("checkpoint_minutes", "keep", "checkpoint", "max_skipped", "profile")
 
 
 _BEFORE_RUN = {

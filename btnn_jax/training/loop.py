@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import math
 import pathlib
 import signal
 import threading
@@ -20,6 +19,7 @@ from btnn_jax.training.checkpoint import CheckpointError, Checkpoints
 from btnn_jax.training.folder import CHECKPOINTS, RunError, locked, read_settings
 from btnn_jax.training.metrics import Means, MetricsWriter, add_metrics, no_means, read_means, read_metrics
 from btnn_jax.training.processes import first_only, is_first, most, together
+from btnn_jax.training.profile import Profiler, peak_memory
 from btnn_jax.training.progress import Progress, Reporter, Silent, short
 
 PyTree = Any
@@ -43,6 +43,7 @@ class Program(NamedTuple):
     score: Callable[[dict[str, float]], float | None]  # higher is better; None where it is not known yet
     inputs: tuple[PyTree, ...] = ()  # what every step is given besides the state
     everywhere: jax.sharding.Sharding | None = None  # of what lies on all devices; None for the one there is
+    act: Callable[[PyTree], Any] | None = None  # the part of `step` that acts; None where nothing does
 
 
 class LoopOptions(TypedDict, total=False):
@@ -53,6 +54,7 @@ class LoopOptions(TypedDict, total=False):
     log_seconds: float
     max_skipped: int
     checkpoint: int | None
+    profile: bool
 
 
 class Outcome(NamedTuple):
@@ -75,6 +77,7 @@ def run_loop(
     log_seconds: float = 1.0,
     max_skipped: int = 1000,
     checkpoint: int | None = None,
+    profile: bool = False,
 ) -> Outcome:
     """Trains from the newest checkpoint, or from the start, to the end or to a signal.
 
@@ -89,6 +92,8 @@ def run_loop(
       max_skipped: gradient steps left out since the start of this call, because they were not finite, after which
         the run gives up.
       checkpoint: which one to go on from; newer ones are moved aside. None for the newest.
+      profile: say where time and memory of the first updates go, and write a trace of some; see
+        `btnn_jax.training.profile.Profiler`.
 
     Raises:
       RunError: the folder is in use, the checkpoint or the metrics cannot be read, the first or the last checkpoint
@@ -124,7 +129,20 @@ def run_loop(
 
         steps = start * program.steps_per_update
         writer = stack.enter_context(MetricsWriter(folder, resume_from=steps, silent=not is_first()))
-        step, nothing = _compile(program, reporter)
+        step, nothing, compile_seconds, planned = _compile(program, reporter)
+        if profile:
+            step = stack.enter_context(
+                Profiler(
+                    step,
+                    program.act,
+                    program.state,
+                    folder=folder,
+                    reporter=reporter,
+                    steps_per_update=program.steps_per_update,
+                    compile_seconds=compile_seconds,
+                    planned_bytes=planned,
+                )
+            )
         stop = stack.enter_context(_signals())
         recorder = _Recorder(program, writer, reporter, start, np.mean(jax.device_get(state.skipped)))
         update, saved, logged = start, time.monotonic(), time.monotonic()
@@ -208,7 +226,7 @@ class _Recorder:
         mean_rate = size * (update - self._first) / (now - self._started)
         self._update, self._now = update, now
         metrics["steps_per_second"] = rate
-        if memory := _peak_memory():
+        if memory := peak_memory():
             metrics["device_memory_mb"] = memory / 2**20
         self.score = self._program.score(metrics)
         self.skipped = metrics.get("skipped", 0.0) - self._skipped_before
@@ -227,8 +245,16 @@ class _Recorder:
         )
 
 
-def _compile(program: Program, reporter: Reporter) -> tuple[Callable[..., tuple[PyTree, Means]], Means]:
-    """The train step that adds its metrics up, compiled ahead of time, and the empty means to start from."""
+class _Compiled(NamedTuple):
+    """The train step that adds its metrics up, compiled ahead of time."""
+
+    step: Callable[..., tuple[PyTree, Means]]
+    nothing: Means  # the empty means to start from
+    compile_seconds: float
+    planned_bytes: float | None  # on each device; None where the compiler does not say
+
+
+def _compile(program: Program, reporter: Reporter) -> _Compiled:
     reporter.note("compiling the train step ...")
     started = time.monotonic()
 
@@ -239,14 +265,10 @@ def _compile(program: Program, reporter: Reporter) -> tuple[Callable[..., tuple[
     nothing = jax.device_put(no_means(program.metrics), program.everywhere)
     compiled = jax.jit(step, donate_argnums=0).lower(program.state, nothing, *program.inputs).compile()
     seconds, memory = time.monotonic() - started, compiled.memory_analysis()
-    needed = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20 if memory else math.nan
-    reporter.note(f"compiled in {seconds:.1f} s; takes {needed:.0f} MB on each device")
-    return compiled, nothing
-
-
-def _peak_memory() -> int | None:
-    """Bytes of the first device that were in use at most; None where the device does not count them."""
-    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    planned = memory.argument_size_in_bytes + memory.temp_size_in_bytes if memory else None
+    needed = "" if planned is None else f"; takes {planned / 2**20:.0f} MB on each device"
+    reporter.note(f"compiled in {seconds:.1f} s{needed}")
+    return _Compiled(compiled, nothing, seconds, planned)
 
 
 @dataclass

@@ -21,10 +21,11 @@ from btnn_jax.policies import UnrealPolicy
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.folder import Folder, Run, RunError, create_run, default_folder, first_line, read_run
 from btnn_jax.training.loop import LoopOptions, Program, run_loop
-from btnn_jax.training.mapping import make_mapped, placed
+from btnn_jax.training.mapping import by_shard, make_mapped, placed
 from btnn_jax.training.metrics import OF_EPISODES
 from btnn_jax.training.processes import first_only
 from btnn_jax.training.progress import Reporter, make_reporter
+from btnn_jax.training.rollout import make_rollout
 from btnn_jax.training.unreal import TrainState, make_unreal, make_unreal_policy
 
 
@@ -72,7 +73,8 @@ def train(
       pretrained: parameters to start from in place of random ones, see `make_unreal`.
       reporter: what is told of the progress; None for a bar on a terminal and lines elsewhere.
       devices: how many of each process's to use.
-      **loop: `checkpoint_minutes`, `keep`, `log_seconds`, `max_skipped`, see `btnn_jax.training.loop.run_loop`.
+      **loop: `checkpoint_minutes`, `keep`, `log_seconds`, `max_skipped`, `profile`, see
+        `btnn_jax.training.loop.run_loop`.
 
     Raises:
       RunError: the folder already holds something, the environment or one of its parameters is unknown, the agent
@@ -118,6 +120,7 @@ class Agent(NamedTuple):
     state: TrainState  # of shapes only, and of where they lie
     metrics: dict[str, jax.Array]  # those of one step, of shapes only
     everywhere: jax.sharding.Sharding | None  # of what lies on all devices; None for the one there is
+    act: Callable[[TrainState], PyTree]  # the rollouts of one step alone
 
 
 def make_env(name: str, params: Mapping[str, Any]) -> Environment:
@@ -153,7 +156,7 @@ def make_agent(run: Run, pretrained: PyTree | None = None, *, devices: int = 1) 
         )
     try:
         policy = make_unreal_policy(config, env)
-        everywhere = None
+        everywhere, act = None, _acting(config, env, policy)
         if config.shards == 1:
             init, step = make_unreal(config, env, policy=policy, pretrained=pretrained)
         else:
@@ -161,6 +164,7 @@ def make_agent(run: Run, pretrained: PyTree | None = None, *, devices: int = 1) 
             init, step = mapped.init, mapped.step
             if len(used) > 1:
                 everywhere = mapped.shardings.params
+            act = _of_shards(act, mapped.shardings)
         start, advance = _of_seeds(init, step, run.seeds)
         advance = jax.jit(
             advance, inline=True
@@ -171,7 +175,9 @@ def make_agent(run: Run, pretrained: PyTree | None = None, *, devices: int = 1) 
         raise RunError(f"no agent fits {run.env} with this configuration: {first_line(error)}") from error
     if everywhere is not None:
         state = placed(state, mapped.shardings, lead=int(run.seeds > 1))
-    return Agent(env, policy, start, advance, state, metrics, everywhere)
+    return Agent(
+        env, policy, start, advance, state, metrics, everywhere, jax.vmap(act) if run.seeds > 1 else act
+    )
 
 
 def first_devices(count: int) -> list[jax.Device]:
@@ -185,6 +191,27 @@ def first_devices(count: int) -> list[jax.Device]:
         raise RunError(f"{count} devices were asked for, but there are {here} of {jax.default_backend()}")
     every = range(jax.process_count())
     return [device for index in every for device in jax.local_devices(process_index=index)[:count]]
+
+
+def _acting(config: UnrealConfig, env: Environment, policy: UnrealPolicy) -> Callable[[TrainState], PyTree]:
+    """The rollout of one step, which is measured alone."""
+    cell = config.pc_cell if config.pc_weight else None
+    size = config.num_envs, config.rollout_length
+    _, rollout = make_rollout(env, policy, *size, pc_cell=cell, pc_stream=config.pc_stream)
+
+    def act(state: TrainState) -> PyTree:
+        actors = state.actors._replace(keys=jax.random.clone(state.actors.keys))  # the step will use them
+        return rollout(state.params, actors, jax.random.clone(state.key))
+
+    return act
+
+
+def _of_shards(act: Callable[[TrainState], PyTree], shardings: TrainState) -> Callable[[TrainState], PyTree]:
+    """The rollouts of all shards, each on its device."""
+    specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
+    every = jax.vmap(act, in_axes=(by_shard(each=0, all_=None),))
+    each: Any = shardings.key
+    return jax.shard_map(every, mesh=each.mesh, in_specs=(specs,), out_specs=each.spec, check_vma=False)
 
 
 def _of_seeds(init: Callable, step: Callable, seeds: int) -> tuple[Callable, Callable]:
@@ -229,6 +256,7 @@ def _go(
         result=_result,
         score=lambda metrics: metrics.get("episode_return"),
         everywhere=agent.everywhere,
+        act=agent.act,
     )
     outcome = run_loop(folder, program, seed=run.seed, reporter=reporter or make_reporter(), **loop)
     return RunResult(folder, run, *outcome)

@@ -1,0 +1,127 @@
+"""What a profile tells, and that it changes nothing."""
+
+import re
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+from btnn_jax.training import profile
+from btnn_jax.training.config import UnrealConfig
+from btnn_jax.training.folder import create_folder
+from btnn_jax.training.loop import Program, run_loop
+from btnn_jax.training.profile import Profile, profile_table
+from btnn_jax.training.progress import Silent
+from btnn_jax.training.run import train
+
+LEAST = profile.WARM + profile.TIMED + profile.TRACED + 1
+
+
+class State(NamedTuple):
+    count: jax.Array
+    skipped: jax.Array
+
+
+def step(state):
+    return State(state.count + 1, state.skipped), {"count": state.count}
+
+
+def counting(updates, act):
+    state = State(jnp.zeros(()), jnp.zeros(()))
+    metrics = jax.eval_shape(step, state)[1]
+    return Program(
+        "counting", lambda seed: state, step, jax.eval_shape(lambda: state), metrics, updates, 7,
+        lambda metrics: "", lambda metrics: None, act=act,
+    )  # fmt: skip
+
+
+class Notes(Silent):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return create_folder(tmp_path / "run", {"name": "counting"})
+
+
+def go(folder, updates=LEAST + 2, act=None):
+    reporter = Notes()
+    outcome = run_loop(folder, counting(updates, act), seed=0, reporter=reporter, profile=True)
+    assert outcome.state.count == updates
+    return "\n".join(reporter.notes)
+
+
+def seconds(name, told):
+    found = re.search(rf"^ *{name} +([\d.e+-]+)", told, re.MULTILINE)
+    assert found, told
+    return float(found[1])
+
+
+def traces(folder):
+    return list((folder / "profile").glob("plugins/profile/*/*.xplane.pb"))
+
+
+def test_tells_of_time_and_memory_and_leaves_a_trace(folder):
+    told = go(folder, act=lambda state: state.count * 2)
+    assert seconds("compiling", told) > 0
+    whole, acting, learning = (seconds(name, told) for name in ("update", "acting", "learning"))
+    assert whole == pytest.approx(acting + learning, rel=0.02)
+    assert re.search(r"memory of a device: \d+ MB planned by the compiler", told)
+    assert f"tensorboard --logdir {folder / 'profile'}" in told
+    (trace,) = traces(folder)
+    assert b"update" in trace.read_bytes()
+
+
+def test_where_nothing_acts_there_is_no_such_row(folder):
+    told = go(folder)
+    assert seconds("update", told) > 0
+    assert "acting" not in told
+    assert "learning" not in told
+
+
+def test_a_run_that_is_too_short_says_so(folder):
+    assert f"no profile: the run ended after {LEAST - 1} updates, it takes {LEAST}" in go(folder, LEAST - 1)
+
+
+def test_a_run_that_fails_while_it_is_traced_ends_the_trace(folder):
+    class FailingError(Exception):
+        pass
+
+    class Failing(Notes):
+        def update(self, progress):
+            if progress.steps > 7 * (LEAST - 3):
+                raise FailingError
+
+    program = counting(LEAST + 2, None)
+    with pytest.raises(FailingError):
+        run_loop(folder, program, seed=0, reporter=Failing(), log_seconds=0, profile=True)
+    assert len(traces(folder)) == 1
+    with jax.profiler.trace(folder / "another"):  # there can only be one at a time
+        pass
+
+
+def test_the_rate_is_that_of_the_part():
+    lines = profile_table(Profile(1.0, 0.5, 0.125, 100, None, False)).splitlines()
+    assert [line.split()[-2:] for line in lines[2:]] == [["100%", "200"], ["25%", "800"], ["75%", "267"]]
+    assert "memory" not in "".join(lines)
+
+
+def test_agents_of_shards_and_seeds_are_profiled_and_learn_the_same(tmp_path):
+    config = UnrealConfig(
+        shards=2, num_envs=2, rollout_length=4, total_steps=16 * (LEAST + 1), algorithm="a2c",
+        hidden=(4,), lstm=(4,), pc_weight=0, vr_weight=0, rp_weight=0,
+    )  # fmt: skip
+    reporter = Notes()
+    options = {"devices": 2, "seeds": 2}
+    profiled = train(
+        "probe-memory", config, folder=tmp_path / "a", reporter=reporter, profile=True, **options
+    )
+    assert seconds("acting", "\n".join(reporter.notes)) > 0
+    plain = train("probe-memory", config, folder=tmp_path / "b", reporter=Silent(), **options)
+    chex.assert_trees_all_equal(profiled.state.params, plain.state.params)
