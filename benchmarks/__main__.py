@@ -9,7 +9,8 @@ import pkgutil
 import benchmarks
 from benchmarks.harness import compare
 
-NOT_CASES = {"__main__", "disentanglement", "harness"}
+NOT_CASES = {"__main__", "communication", "disentanglement", "harness"}
+ALONE = {"scaling"}  # it changes how many devices there are
 
 
 def main() -> None:
@@ -17,7 +18,12 @@ def main() -> None:
     topics = sorted(m.name for m in pkgutil.iter_modules(benchmarks.__path__) if m.name not in NOT_CASES)
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=benchmarks.__doc__)
     parser.add_argument(
-        "--only", nargs="+", choices=topics, default=topics, metavar="TOPIC", help=f"of {', '.join(topics)}"
+        "--only",
+        nargs="+",
+        choices=topics,
+        default=[topic for topic in topics if topic not in ALONE],
+        metavar="TOPIC",
+        help=f"of {', '.join(topics)}; {', '.join(ALONE)} only where it is named, alone",
     )
     parser.add_argument("--rounds", type=int, default=11, help="pairs to time per case (default 11)")
     arguments = parser.parse_args()
