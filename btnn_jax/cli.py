@@ -171,6 +171,18 @@ def make_parser() -> options.Parser:
         action="store_true",
         help="the checkpoint with the highest return in training rather than the newest",
     )
+    evaluate.add_argument(
+        "--part",
+        choices=("train", "validation", "test"),
+        default="test",
+        help=_("of a trading run: which part of the time", "test"),
+    )
+    evaluate.add_argument(
+        "--commission",
+        type=options.fractions,
+        metavar="X,X",
+        help="of a trading run: what it comes to at these commissions instead of the one learned with",
+    )
     evaluate.set_defaults(command=_evaluate)
 
     plot = commands.add_parser(
@@ -191,8 +203,12 @@ def make_parser() -> options.Parser:
 def _add_train(commands: Any) -> None:
     train = _add_training(commands, "train", "an agent", "[ENV]", "ENV-ALGORITHM")
     train.add_argument(
-        "env", metavar="ENV", nargs="?", help=_("environment: a probe, or one of gymnax", DEFAULT_ENV)
+        "env",
+        metavar="ENV",
+        nargs="?",
+        help=_("environment: trading, a probe, or one of gymnax", DEFAULT_ENV),
     )
+    train.add_argument("--env", dest="env", metavar="ENV", help="the same, as an option")
     train.add_argument(
         "--evaluate-episodes",
         type=options.at_least_zero,
@@ -319,6 +335,10 @@ def _train(given: argparse.Namespace) -> int:
 
         env = getattr(given, "env", DEFAULT_ENV)
         env_params = dict(getattr(given, "env_params", []))
+        if env == "trading" and "part" not in env_params:
+            print("learns from the first part of the time (part=train); evaluate looks at the last (test)")
+            env_params["part"] = "train"
+            given.env_params = list(env_params.items())
         if "pc_weight" not in fields and not _has_image(env, env_params):
             print(f"{env} shows no image: no pixel control")
             fields["pc_weight"] = 0.0
@@ -440,7 +460,9 @@ def _conclude(result: Any, episodes: int) -> int:
         return 0 if result.stopped is None else 128 + int(result.stopped)
     if code := _told(result, "train"):
         return code
-    if episodes:
+    if _trades(result.folder):
+        _print_backtests(result.folder, (None,))
+    elif episodes:
         _print_scores(result.folder, episodes=episodes)
     print(f"plot: btnn-jax plot {result.folder}")
     return 0
@@ -480,6 +502,11 @@ def _evaluate(given: argparse.Namespace) -> int:
     if is_autoencoder_run(given.run):
         _print_errors(given.run)
         return 0
+    if _trades(given.run):
+        _print_backtests(
+            given.run, given.commission or (None,), part=given.part, seed=given.seed, best=given.best
+        )
+        return 0
     settings = {name: getattr(given, name) for name in ("episodes", "seed", "max_steps", "best")}
     _print_scores(given.run, **settings)
     return 0
@@ -490,6 +517,24 @@ def _print_scores(folder: Any, *, episodes: int, **arguments: Any) -> None:
 
     print(f"evaluating {episodes} episodes of each agent ...", flush=True)
     print(scores_table(score_run(folder, episodes=episodes, **arguments)))
+
+
+def _trades(folder: Any) -> bool:
+    from btnn_jax.training.folder import read_run
+
+    return read_run(folder).env == "trading"
+
+
+def _print_backtests(folder: Any, commissions: Sequence[float | None], **arguments: Any) -> None:
+    from btnn_jax.training.backtest import backtest_run, backtest_table, compare, write_backtest
+
+    for commission in commissions:
+        backtest = backtest_run(folder, commission=commission, **arguments)
+        rows = compare(backtest)
+        print(f"{backtest.part} part, commission {float(backtest.env.rules.commission):g}:")
+        print(backtest_table(rows))
+        if commission is None:
+            write_backtest(folder, backtest, rows)
 
 
 def _print_errors(folder: Any) -> None:
@@ -509,6 +554,10 @@ def _plot(given: argparse.Namespace) -> int:
     from btnn_jax.plots import plot_runs
 
     print(plot_runs(given.runs, given.output))
+    if len(given.runs) == 1 and given.output is None and _trades(given.runs[0]):
+        from btnn_jax.trading_plots import plot_backtest
+
+        print(plot_backtest(given.runs[0]))
     return 0
 
 

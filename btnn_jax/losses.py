@@ -247,7 +247,12 @@ def value_fn_loss(
 
 
 def pc_loss(
-    actions: PyTree, targets: PyTree, q: PyTree, *, where: Array | None = None, axis_name: AxisName | None = None
+    actions: PyTree,
+    targets: PyTree,
+    q: PyTree,
+    *,
+    where: Array | None = None,
+    axis_name: AxisName | None = None,
 ) -> tuple[Array, Metrics]:
     """Pixel control loss, `mean over N of the sum over the grid of (target - q[action])^2`.
 

@@ -150,6 +150,18 @@ def positive(text: str) -> float:
     return value
 
 
+def fractions(text: str) -> tuple[float, ...]:
+    """Numbers of at least 0, with commas between them.
+
+    >>> fractions("0,1e-4")
+    (0.0, 0.0001)
+    """
+    values = tuple(_number(part) for part in text.split(","))
+    if not min(values) >= 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
+    return values
+
+
 def assignment(text: str) -> tuple[str, Any]:
     """A name and its value, read as Python where it is some.
 

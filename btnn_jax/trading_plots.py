@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -57,6 +58,43 @@ def plot_trades(
     except (OSError, ValueError) as error:  # no such folder, or no such kind of picture
         raise RunError(f"cannot write {path}: {error}") from error
     return pathlib.Path(path)
+
+
+def plot_backtest(folder: Folder, output: Folder | None = None, *, part: str = "test") -> pathlib.Path:
+    """Draws what a trading run's agent made of a part of the time; of several seeds, the one in the middle.
+
+    Args:
+      folder: the run's.
+      output: the picture's file; None for `trades.png` in the folder.
+      part: "train", "validation" or "test".
+
+    Returns:
+      The picture's file.
+
+    Raises:
+      RunError: the folder is not that of a trading run, or the picture cannot be written.
+      ModuleNotFoundError: matplotlib is not installed.
+    """
+    from btnn_jax.training.backtest import backtest_run
+
+    backtest = backtest_run(folder, part=part)
+    ends = np.asarray(backtest.greedy.equity)[:, -1]
+    middle = int(np.argsort(ends)[len(ends) // 2])
+    account = jax.tree.map(lambda x: np.asarray(x)[middle], backtest.greedy)
+    assets, times = backtest.env.assets, backtest.env.times
+    close = np.asarray(backtest.env.close)[account.bar]
+    others = {name: np.asarray(backtest.strategies[name].equity) for name in ("buy and hold", "flat")}
+    others["random"] = np.median(np.asarray(backtest.strategies["random"].equity), axis=0)
+    what = backtest.data if len(assets) == 1 else f"{backtest.data}, the mean of {len(assets)} assets"
+    return plot_trades(
+        pathlib.Path(folder) / "trades.png" if output is None else output,
+        time=account.bar if times is None else times[account.bar],
+        price=close[:, 0] if len(assets) == 1 else np.mean(close / close[:1], axis=1),
+        position=np.sum(account.weight, axis=1),
+        equity=account.equity,
+        baselines=others,
+        title=f"{what}: {part} part, seed {backtest.seeds[middle]}, greedy",
+    )
 
 
 def draw_trades(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,9 +13,12 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from btnn_jax import performance
-from btnn_jax.envs.trading import TradingEnvironment, TradingState
-from btnn_jax.performance import Interval, Performance
+from btnn_jax.envs.trading import TradingEnvironment, TradingState, make_held_out
+from btnn_jax.performance import Performance
 from btnn_jax.policies import AgentInput, UnrealPolicy, action_distribution
+from btnn_jax.training.checkpoint import Checkpoints
+from btnn_jax.training.folder import BACKTEST, CHECKPOINTS, Folder, RunError, read_run, write_json
+from btnn_jax.training.run import make_agent
 
 PyTree = Any
 Act = Callable[[jax.Array, AgentInput, PyTree], tuple[PyTree, PyTree]]
@@ -24,7 +28,7 @@ STRATEGIES = ("buy and hold", "flat", "random")
 class Account(NamedTuple):
     """One account from bar to bar; row 0 is the bar at whose close it was opened. `N` steps, `A` assets."""
 
-    index: jax.Array  # int32 [N + 1], the bar, a row of the environment's `close` and `times`
+    bar: jax.Array  # int32 [N + 1], a row of the environment's `close` and `times`
     equity: jax.Array  # float32 [N + 1]
     weight: jax.Array  # float32 [N + 1, A], of the equity, held in the step that led here
     where: jax.Array  # bool [N + 1], False after the account's end
@@ -111,7 +115,10 @@ def trade(env: TradingEnvironment, act: Act, carry: PyTree, key: jax.Array) -> A
 def measure(account: Account, periods_per_year: ArrayLike) -> Performance:
     """The performance of accounts `[..., N + 1]`, as shares of the equity over all assets together."""
     one = performance.summary(
-        account.equity, jnp.sum(account.weight, axis=-1), periods_per_year=periods_per_year, where=account.where
+        account.equity,
+        jnp.sum(account.weight, axis=-1),
+        periods_per_year=periods_per_year,
+        where=account.where,
     )
     if account.weight.shape[-1] == 1:
         return one
@@ -125,7 +132,7 @@ def measure(account: Account, periods_per_year: ArrayLike) -> Performance:
 
 def with_commission(env: TradingEnvironment, commission: ArrayLike) -> TradingEnvironment:
     """The same environment at another commission, which may be traced: `vmap` sweeps over costs."""
-    return dataclasses.replace(env, rules=env.rules._replace(commission=commission))
+    return dataclasses.replace(env, rules=env.rules._replace(commission=jnp.asarray(commission)))
 
 
 def periods_per_year(env: TradingEnvironment) -> float:
@@ -139,13 +146,98 @@ def periods_per_year(env: TradingEnvironment) -> float:
     return float((len(env.times) - 1) / years / env.skip_frame)
 
 
-def intervals(key: jax.Array, of_seeds: Performance) -> Mapping[str, Interval]:
-    """The mean of every measure over seeds `[S]` with its bootstrap interval of 95 %."""
-    keys = jax.random.split(key, len(of_seeds))
-    return {
-        name: performance.bootstrap_interval(k, jnp.asarray(values, jnp.float32))
-        for k, (name, values) in zip(keys, of_seeds._asdict().items(), strict=True)
+class Backtest(NamedTuple):
+    """The accounts of a run's agents over one part of the time, beside those of simple strategies."""
+
+    env: TradingEnvironment
+    data: str  # what was traded, as the run names it
+    part: str
+    seeds: tuple[int, ...]
+    greedy: Account  # leaves [S, N + 1, ...], an account of each seed, of its most likely actions
+    sampled: Account  # likewise, of sampled ones
+    strategies: dict[str, Account]  # leaves [N + 1, ...], of "random" [R, N + 1, ...]
+
+
+def backtest_run(
+    folder: Folder, *, part: str = "test", seed: int = 0, best: bool = False, commission: float | None = None
+) -> Backtest:
+    """Lets the agents of a trading run trade a part of the time, once over all of it.
+
+    Args:
+      folder: the run's.
+      part: "train", "validation" or "test".
+      seed: of sampled and random actions.
+      best: the checkpoint with the highest return in training rather than the newest.
+      commission: another one than the agents learned with; None for that.
+
+    Raises:
+      RunError: the folder is not that of a trading run, or has no checkpoint that can be read.
+    """
+    run = read_run(folder)
+    if run.env != "trading":
+        raise RunError(f"{folder} is a run of {run.env}, not of trading")
+    agent = make_agent(run)
+    with Checkpoints(pathlib.Path(folder) / CHECKPOINTS, create=False) as checkpoints:
+        params = checkpoints.restore(agent.state, checkpoints.best() if best else None).params
+    if run.seeds == 1:
+        params = jax.tree.map(lambda x: x[None], params)
+    try:
+        env = make_held_out(run.env_params, part)
+    except ValueError as error:
+        raise RunError(f"no backtest of {folder} on its {part} part: {error}") from error
+    if commission is not None:
+        env = with_commission(env, commission)
+    greedy_key, sampled_key, random_key, simple_key = jax.random.split(jax.random.key(seed), 4)
+
+    def traded(key: jax.Array, *, greedy: bool) -> Account:
+        keys = jax.random.split(key, run.seeds)
+        return jax.jit(jax.vmap(make_backtest(env, agent.policy, greedy=greedy)))(params, keys)
+
+    strategies = {
+        name: jax.jit(make_strategy(env, name))(key)
+        for name, key in zip(STRATEGIES[:2], jax.random.split(simple_key), strict=True)
     }
+    strategies["random"] = jax.jit(jax.vmap(make_strategy(env, "random")))(jax.random.split(random_key, 32))
+    return Backtest(
+        env=env,
+        data=str(run.env_params.get("data", "sine")),
+        part=part,
+        seeds=tuple(range(run.seed, run.seed + run.seeds)),
+        greedy=traded(greedy_key, greedy=True),
+        sampled=traded(sampled_key, greedy=False),
+        strategies=strategies,
+    )
+
+
+def compare(backtest: Backtest) -> dict[str, dict[str, list[float]]]:
+    """Strategy -> measure -> `[mean]`, or `[mean, low, high]` over several accounts, an interval of 95 %."""
+    accounts = {"greedy": backtest.greedy, "sampled": backtest.sampled, **backtest.strategies}
+    per_year = periods_per_year(backtest.env)
+    rows = {}
+    for index, (name, account) in enumerate(accounts.items()):
+        measures = jax.jit(measure)(account, per_year)
+        key = jax.random.key(index)
+        rows[name] = {field: _mean(key, np.asarray(x)) for field, x in measures._asdict().items()}
+    return rows
+
+
+def write_backtest(folder: Folder, backtest: Backtest, rows: Mapping[str, Any]) -> pathlib.Path:
+    """Writes `backtest.json`, what `compare` gave, into a run's folder."""
+    path = pathlib.Path(folder) / BACKTEST
+    settings = {
+        "part": backtest.part,
+        "seeds": list(backtest.seeds),
+        "commission": backtest.env.rules.commission,
+    }
+    write_json(path, {**settings, "accounts": rows})
+    return path
+
+
+def _mean(key: jax.Array, values: np.ndarray) -> list[float]:
+    values = np.atleast_1d(values).astype(np.float32)
+    if len(values) == 1:
+        return [float(values[0])]
+    return [float(x) for x in performance.bootstrap_interval(key, jnp.asarray(values))]
 
 
 COLUMNS = (

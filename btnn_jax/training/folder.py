@@ -20,6 +20,7 @@ from btnn_jax.training.config import UnrealConfig
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.json"
+BACKTEST = "backtest.json"
 EVENTS = "tensorboard"
 CHECKPOINTS = "checkpoints"
 LOCK = "lock"

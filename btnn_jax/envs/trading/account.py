@@ -11,7 +11,7 @@ from jax import Array
 class Rules(NamedTuple):
     """How orders are sized and what they cost; static."""
 
-    commission: float  # fraction of the value traded
+    commission: float | Array  # fraction of the value traded
     spread: float  # between bid and ask, fraction of the price
     slippage: float  # largest, fraction of the price
     leverage: float  # how many times the equity all positions together may be worth

@@ -41,9 +41,10 @@ class TradingEnvironment:
     equity is taken at the close of the last of `skip_frame` bars.
 
     The observation is `{"external": float32 [window, C], "internal": float32 [3 A + 2]}`. Internal, each `[A]`: the
-    holding as a part of the largest; the unrealised profit; the time the position has been held as a part of the
-    episode; then the profit of the episode, and the drawdown from its highest equity. Profits are parts of the initial
-    equity, and these and the drawdown come in units of the `drawdown` that ends an episode.
+    holding as a part of the largest; the unrealised profit; the time the position has been held, in `time_unit`; then
+    the profit of the episode, and the drawdown from its highest equity. Profits are parts of the initial equity, and
+    these and the drawdown come in `profit_unit`. Both are those of training, where the environment is made for
+    longer episodes than the agent has seen; times and profits of the episode are cut off at one of them.
 
     Attributes:
         assets: names, the heads of `action_depths` where there are several.
@@ -63,6 +64,8 @@ class TradingEnvironment:
         skip_frame: bars of a step.
         drawdown: that ends an episode.
         target: profit that ends an episode.
+        profit_unit: what the agent sees as 1, a fraction of the equity: the `drawdown` that ends episodes.
+        time_unit: what the agent sees as 1, in bars: the `length` of episodes.
         reward: "log" or "shaped".
         reward_scale: a factor.
         discount: of the potential of the shaped reward.
@@ -85,6 +88,8 @@ class TradingEnvironment:
     skip_frame: int
     drawdown: float
     target: float
+    profit_unit: float
+    time_unit: int
     reward: str
     reward_scale: float
     discount: float
@@ -194,9 +199,9 @@ class TradingEnvironment:
         account = jnp.stack([state.equity / self.cash - 1.0, 1.0 - state.equity / state.peak])
         internal = [
             state.holding / most,
-            state.unrealised / (self.cash * self.drawdown),
-            held / self.length,
-            account / self.drawdown,
+            state.unrealised / (self.cash * self.profit_unit),
+            jnp.minimum(held / self.time_unit, 1.0),
+            jnp.clip(account / self.profit_unit, -1.0, 1.0),
         ]
         return {
             "external": jax.lax.dynamic_slice_in_dim(

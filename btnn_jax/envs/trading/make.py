@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -165,9 +166,29 @@ def make_trading(
         skip_frame=skip_frame,
         drawdown=drawdown,
         target=math.inf if target is None else target,
+        profit_unit=drawdown,
+        time_unit=length,
         reward=reward,
         reward_scale=reward_scale,
         discount=discount,
+    )
+
+
+def make_held_out(learned: Mapping[str, Any], part: str = "test") -> TradingEnvironment:
+    """The environment that an agent is judged in: one episode over all of a part of the time, which nothing ends.
+
+    Args:
+        learned: the arguments of `make_trading` that the agent has learned with; it sees profits and times in the units
+            of then.
+        part: as of `make_trading`.
+
+    Raises:
+        ValueError: as `make_trading`.
+    """
+    before = make_trading(**learned)
+    whole = make_trading(**{**learned, "part": part, "episode": None, "sampling": "sequential"})
+    return dataclasses.replace(
+        whole, drawdown=1.0, target=math.inf, profit_unit=before.profit_unit, time_unit=before.time_unit
     )
 
 
