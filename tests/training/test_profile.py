@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from btnn_jax import cli
 from btnn_jax.training import profile
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.folder import create_folder
@@ -125,3 +126,9 @@ def test_agents_of_shards_and_seeds_are_profiled_and_learn_the_same(tmp_path):
     assert seconds("acting", "\n".join(reporter.notes)) > 0
     plain = train("probe-memory", config, folder=tmp_path / "b", reporter=Silent(), **options)
     chex.assert_trees_all_equal(profiled.state.params, plain.state.params)
+
+
+@pytest.mark.parametrize(("words", "expected"), [([], False), (["--profile"], True)])
+def test_the_command_line_hands_it_on(words, expected):
+    given = cli.make_parser().parse_args(["train", *words])
+    assert cli._settings(given, UnrealConfig)[1]["profile"] is expected
