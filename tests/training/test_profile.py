@@ -6,16 +6,18 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from btnn_jax import cli
 from btnn_jax.training import profile
+from btnn_jax.training.checkpoint import to_arrays
 from btnn_jax.training.config import UnrealConfig
-from btnn_jax.training.folder import create_folder
+from btnn_jax.training.folder import Run, create_folder
 from btnn_jax.training.loop import Program, run_loop
 from btnn_jax.training.profile import Profile, profile_table
 from btnn_jax.training.progress import Silent
-from btnn_jax.training.run import train
+from btnn_jax.training.run import make_agent, train
 
 LEAST = profile.WARM + profile.TIMED + profile.TRACED + 1
 
@@ -113,18 +115,37 @@ def test_the_rate_is_that_of_the_part():
     assert "memory" not in "".join(lines)
 
 
+CONFIG = UnrealConfig(
+    shards=2, num_envs=2, rollout_length=4, total_steps=16 * (LEAST + 1), algorithm="a2c",
+    hidden=(4,), lstm=(4,), noisy=False, pc_weight=0, vr_weight=0, rp_weight=0,
+)  # fmt: skip
+
+
+def test_all_shards_of_all_seeds_act():
+    agent = make_agent(Run("probe-memory", CONFIG, seeds=3), devices=2)
+    actors, record, last_value = jax.eval_shape(agent.act, agent.state)
+    assert record.reward.shape == (3, 2, 4, 2)
+    assert last_value.shape == (3, 2, 2)
+    chex.assert_trees_all_equal_shapes_and_dtypes(actors, agent.state.actors)
+
+
+@pytest.mark.slow
+def test_what_is_measured_as_acting_is_what_the_step_does():
+    agent = make_agent(Run("probe-memory", CONFIG, seeds=2), devices=2)
+    state = jax.jit(agent.init)(np.uint32(0))
+    acted = jax.jit(agent.act)(state)[0]
+    stepped = jax.jit(agent.step)(state)[0].actors
+    chex.assert_trees_all_close(to_arrays(acted)[0], to_arrays(stepped)[0], atol=1e-6)
+
+
+@pytest.mark.slow
 def test_agents_of_shards_and_seeds_are_profiled_and_learn_the_same(tmp_path):
-    config = UnrealConfig(
-        shards=2, num_envs=2, rollout_length=4, total_steps=16 * (LEAST + 1), algorithm="a2c",
-        hidden=(4,), lstm=(4,), pc_weight=0, vr_weight=0, rp_weight=0,
-    )  # fmt: skip
-    reporter = Notes()
-    options = {"devices": 2, "seeds": 2}
+    reporter, options = Notes(), {"devices": 2, "seeds": 2}
     profiled = train(
-        "probe-memory", config, folder=tmp_path / "a", reporter=reporter, profile=True, **options
+        "probe-memory", CONFIG, folder=tmp_path / "a", reporter=reporter, profile=True, **options
     )
     assert seconds("acting", "\n".join(reporter.notes)) > 0
-    plain = train("probe-memory", config, folder=tmp_path / "b", reporter=Silent(), **options)
+    plain = train("probe-memory", CONFIG, folder=tmp_path / "b", reporter=Silent(), **options)
     chex.assert_trees_all_equal(profiled.state.params, plain.state.params)
 
 
