@@ -95,19 +95,19 @@ def trade(env: TradingEnvironment, act: Act, carry: PyTree, key: jax.Array) -> A
     def row(state: TradingState) -> tuple[jax.Array, jax.Array, jax.Array]:
         return state.index, state.equity, state.position * env.prices(state) / state.equity
 
-    def one_step(loop: Any, key: jax.Array) -> tuple[Any, Any]:
-        state, inputs, carry, ended = loop
-        act_key, move_key = jax.random.split(key)
+    def one_step(loop: Any, _: None) -> tuple[Any, Any]:
+        key, state, inputs, carry, ended = loop
+        key, act_key, move_key = jax.random.split(key, 3)
         action, carry = act(act_key, inputs, carry)
         after, step = env.move(move_key, state, action)
         after = jax.tree.map(lambda new, old: jnp.where(ended, old, new), after, state)
         inputs = AgentInput(step.observation, action, step.reward, jnp.zeros((), bool))
         record = (*row(after), ~ended)
-        return (after, inputs, carry, ended | step.terminated | step.truncated), record
+        return (key, after, inputs, carry, ended | step.terminated | step.truncated), record
 
     steps = -(-env.length // env.skip_frame)
-    loop = (state, inputs, carry, jnp.zeros((), bool))
-    _, rest = jax.lax.scan(one_step, loop, jax.random.split(key, steps))
+    loop = (key, state, inputs, carry, jnp.zeros((), bool))
+    _, rest = jax.lax.scan(one_step, loop, length=steps)
     first = (*row(state), jnp.ones((), bool))
     return Account(*(jnp.concatenate([x[None], xs]) for x, xs in zip(first, rest, strict=True)))
 
@@ -123,10 +123,11 @@ def measure(account: Account, periods_per_year: ArrayLike) -> Performance:
     if account.weight.shape[-1] == 1:
         return one
     weight = jnp.moveaxis(account.weight, -1, 0)
+    where = jnp.broadcast_to(account.where, weight.shape)
     return one._replace(
-        turnover=jnp.sum(performance.turnover(weight, where=account.where), axis=0),
-        exposure=jnp.sum(performance.exposure(weight, where=account.where), axis=0),
-        num_trades=jnp.sum(performance.num_trades(weight, where=account.where), axis=0),
+        turnover=jnp.sum(performance.turnover(weight, where=where), axis=0),
+        exposure=jnp.sum(performance.exposure(weight, where=where), axis=0),
+        num_trades=jnp.sum(performance.num_trades(weight, where=where), axis=0),
     )
 
 
@@ -213,11 +214,20 @@ def compare(backtest: Backtest) -> dict[str, dict[str, list[float]]]:
     """Strategy -> measure -> `[mean]`, or `[mean, low, high]` over several accounts, an interval of 95 %."""
     accounts = {"greedy": backtest.greedy, "sampled": backtest.sampled, **backtest.strategies}
     per_year = periods_per_year(backtest.env)
+
+    @jax.jit
+    def summarised(account: Account, key: jax.Array) -> jax.Array:
+        """`[measures, 1 or 3]`."""
+        values = jnp.stack([x.astype(jnp.float32) for x in measure(account, per_year)], axis=-1)
+        if values.ndim == 1:
+            return values[:, None]
+        return jnp.stack(performance.bootstrap_interval(key, values), axis=1)
+
     rows = {}
     for index, (name, account) in enumerate(accounts.items()):
-        measures = jax.jit(measure)(account, per_year)
-        key = jax.random.key(index)
-        rows[name] = {field: _mean(key, np.asarray(x)) for field, x in measures._asdict().items()}
+        values = np.asarray(summarised(account, jax.random.key(index)))
+        single = values if len(backtest.seeds) > 1 or name not in ("greedy", "sampled") else values[:, :1]
+        rows[name] = {field: row.tolist() for field, row in zip(Performance._fields, single, strict=True)}
     return rows
 
 
@@ -231,13 +241,6 @@ def write_backtest(folder: Folder, backtest: Backtest, rows: Mapping[str, Any]) 
     }
     write_json(path, {**settings, "accounts": rows})
     return path
-
-
-def _mean(key: jax.Array, values: np.ndarray) -> list[float]:
-    values = np.atleast_1d(values).astype(np.float32)
-    if len(values) == 1:
-        return [float(values[0])]
-    return [float(x) for x in performance.bootstrap_interval(key, jnp.asarray(values))]
 
 
 COLUMNS = (
