@@ -92,8 +92,8 @@ def run_loop(
       max_skipped: gradient steps left out since the start of this call, because they were not finite, after which
         the run gives up.
       checkpoint: which one to go on from; newer ones are moved aside. None for the newest.
-      profile: say where time and memory of the first updates go, and write a trace of some; see
-        `btnn_jax.training.profile.Profiler`.
+      profile: say where time and memory of the first updates go, and write a trace of some, which takes seconds that
+        count as training; see `btnn_jax.training.profile.Profiler`.
 
     Raises:
       RunError: the folder is in use, the checkpoint or the metrics cannot be read, the first or the last checkpoint
