@@ -9,7 +9,7 @@ import pkgutil
 import benchmarks
 from benchmarks.harness import compare
 
-NOT_CASES = {"__main__", "communication", "disentanglement", "harness"}
+NOT_CASES = {"__main__", "communication", "disentanglement", "harness", "markets"}
 ALONE = {"scaling"}  # it changes how many devices there are
 
 
