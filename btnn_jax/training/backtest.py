@@ -136,6 +136,24 @@ def with_commission(env: TradingEnvironment, commission: ArrayLike) -> TradingEn
     return dataclasses.replace(env, rules=env.rules._replace(commission=jnp.asarray(commission)))
 
 
+def walk_forward(folds: int) -> list[tuple[float, float, float]]:
+    """The `fractions` that walk an agent forward through time, one for each fold.
+
+    Each lets it learn from all that came before (`part="train"`) and judges it on the piece that follows
+    (`part="validation"`). The pieces are equal, and the last one, at least, is left for a final test.
+
+    Raises:
+      ValueError: `folds` is below 1.
+
+    >>> [tuple(round(x, 2) for x in fractions) for fractions in walk_forward(2)]
+    [(0.25, 0.25, 0.5), (0.5, 0.25, 0.25)]
+    """
+    if folds < 1:
+        raise ValueError(f"folds must be at least 1, got {folds}")
+    piece = 1 / (folds + 2)
+    return [(k * piece, piece, 1 - (k + 1) * piece) for k in range(1, folds + 1)]
+
+
 def periods_per_year(env: TradingEnvironment) -> float:
     """Steps of `env` in a year of its times, weekends and nights left out as the data leave them out.
 

@@ -19,6 +19,7 @@ from btnn_jax.training.backtest import (
     measure,
     periods_per_year,
     trade,
+    walk_forward,
     with_commission,
 )
 from btnn_jax.training.config import UnrealConfig
@@ -112,6 +113,21 @@ def test_costs_are_swept_in_one_program():
         jax.random.key(0)
     )
     np.testing.assert_allclose(ends[1], alone.equity[-1], rtol=1e-6)
+
+
+def test_folds_walk_forward_without_looking_back():
+    learned, judged = [], []
+    for fractions in walk_forward(3):
+        params = {**LEARNED, "fractions": fractions}
+        before = envs.make("trading", **params)
+        learned.append((before.starts[0], before.starts[1] + before.length))
+        after = make_held_out(params, "validation")
+        judged.append((after.starts[0], after.starts[0] + after.length))
+    assert len({first for first, _ in learned}) == 1  # all that came before
+    for (_, end), (start, stop), (later, _) in zip(learned, judged, [*judged[1:], (400, 0)], strict=True):
+        assert end < start < stop < later
+    with pytest.raises(ValueError, match="folds must be at least 1, got 0"):
+        walk_forward(0)
 
 
 def test_a_year_is_counted_by_the_clock():

@@ -62,9 +62,8 @@ TRADER = UnrealConfig(
 
 def sine(phase):
     params = {"period": float(PERIOD), "length": 4096, "phase": phase}
-    return envs.make(
-        "trading", data="sine", data_params=params, episode=2 * PERIOD, drawdown=1.0, commission=1e-4, reward_scale=1000.0
-    )  # fmt: skip
+    episodes = {"episode": 2 * PERIOD, "drawdown": 1.0, "reward_scale": 1000.0}
+    return envs.make("trading", data="sine", data_params=params, commission=1e-4, **episodes)
 
 
 def test_a_trained_agent_earns_nine_tenths_of_what_can_be_earned_on_a_sine():
