@@ -3,8 +3,8 @@
     python -m benchmarks.markets [--seeds 10] [--steps 60000] [--data eurusd stocks]
 
 Each row is one program: all seeds side by side. What is learned on the first 70 % of the time is judged on the last
-15 %, once over all of it; nothing was tuned on any part. Intervals are bootstrapped over seeds, and "against A2C" is of the
-differences between the same seeds.
+15 %, once over all of it; nothing was tuned on any part. Intervals are bootstrapped over seeds, and "against A2C" is of
+the differences between the same seeds.
 """
 
 from __future__ import annotations

@@ -12,12 +12,13 @@ from btnn_jax.replay import make_replay
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.objective import OnPolicy, make_objective, take, to_replay
 from btnn_jax.training.rollout import make_rollout
-from btnn_jax.training.unreal import make_unreal_policy, minibatch_rows
+from btnn_jax.training.unreal import hyperparameters, make_unreal_policy, minibatch_rows
 
 CONFIG = UnrealConfig(
     num_envs=8, rollout_length=8, minibatches=4, epochs=3, hidden=(8,), lstm=(8,), replay_length=32, replay_batch=4,
     pc_weight=0, rp_weight=0,
 )  # fmt: skip
+HYPER = hyperparameters(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_the_mean_over_devices_is_the_whole_batch(played, algorithm):
     def gradient(batch, axis_name):
         objective = make_objective(config, policy, None, axis_name)
         out = jax.value_and_grad(objective, has_aux=True)(
-            params, batch, None, noise_key, jax.random.key(4), jnp.float32(0.01)
+            params, batch, None, noise_key, jax.random.key(4), HYPER
         )
         return out if axis_name is None else jax.lax.pmean(out, axis_name)
 
@@ -66,9 +67,7 @@ def test_no_gradient_flows_into_the_burn_in(played, burn_in):
     objective = make_objective(config, policy, make_replay(32, 8, burn_in=burn_in))
 
     def loss(cores):
-        return objective(
-            params, batch, stored._replace(cores=cores), noise_key, jax.random.key(4), jnp.float32(0.01)
-        )[0]
+        return objective(params, batch, stored._replace(cores=cores), noise_key, jax.random.key(4), HYPER)[0]
 
     reaches = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(jax.grad(loss)(stored.cores)))
     assert (reaches == 0) == (burn_in > 0)
