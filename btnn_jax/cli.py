@@ -355,7 +355,7 @@ def _train(given: argparse.Namespace) -> int:
         seeds = getattr(given, "seeds", 1)
         run = _new_run(given)
         result = train(env, config, pretrained=pretrained, seeds=seeds, devices=devices, **run, **loop)
-    return _conclude(result, given.evaluate_episodes)
+    return _conclude(result, given)
 
 
 def _use_devices(given: argparse.Namespace) -> int:
@@ -452,18 +452,18 @@ def _has_image(env: str, env_params: dict[str, Any]) -> bool:
     return any(len(stream.shape) > 1 for stream in jax.tree.leaves(make_env(env, env_params).observation))
 
 
-def _conclude(result: Any, episodes: int) -> int:
+def _conclude(result: Any, given: argparse.Namespace) -> int:
     """Says how a run ended, evaluates it if it came to its end, and returns the exit code."""
     from btnn_jax.training.processes import is_first
 
     if not is_first():
         return 0 if result.stopped is None else 128 + int(result.stopped)
-    if code := _told(result, "train"):
+    if code := _told(result, "train", _places(given)):
         return code
     if _trades(result.folder):
         _print_backtests(result.folder, (None,))
-    elif episodes:
-        _print_scores(result.folder, episodes=episodes)
+    elif given.evaluate_episodes:
+        _print_scores(result.folder, episodes=given.evaluate_episodes)
     print(f"plot: btnn-jax plot {result.folder}")
     return 0
 
@@ -477,7 +477,14 @@ def _conclude_ae(result: Any) -> int:
     return code
 
 
-def _told(result: Any, command: str) -> int:
+def _places(given: argparse.Namespace) -> str:
+    """The options of devices and processes that a run was started with, as every process needs them again."""
+    values = {**vars(given), **({"process_id": "I"} if "process_id" in given else {})}
+    names = ("devices", "coordinator", "num_processes", "process_id")
+    return "".join(f" {options.option_of(name)} {values[name]}" for name in names if name in values)
+
+
+def _told(result: Any, command: str, places: str = "") -> int:
     """Says how far a run came, and how to go on where it was stopped; the exit code."""
     import jax
 
@@ -490,7 +497,7 @@ def _told(result: Any, command: str) -> int:
         print(f"{skipped} gradient steps were not finite and left out: try a smaller --learning-rate")
     if result.stopped is None:
         return 0
-    print(f"go on:    btnn-jax {command} --resume {result.folder}")
+    print(f"go on:    btnn-jax {command} --resume {result.folder}{places}")
     print(f"evaluate: btnn-jax evaluate {result.folder}")
     print(f"plot:     btnn-jax plot {result.folder}")
     return 128 + int(result.stopped)

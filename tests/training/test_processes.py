@@ -1,9 +1,10 @@
-"""Real processes: several that train together, and one that is killed again and again."""
+"""Real processes: several that train together, one that goes on for another, and one that is killed all the time."""
 
 import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -64,6 +65,26 @@ def newest(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 1), (1, 2)])
+def test_ten_updates_and_ten_in_another_process_are_twenty(tmp_path, raw, before, after):
+    """With PPO's minibatches, replay, noise and memory; bit by bit on the same devices."""
+    straight, halves = tmp_path / "straight", tmp_path / "halves"
+    options = (*OPTIONS, "--shards", 2, "--steps", 64 * 20, "--checkpoint-minutes", 1e-9, "--keep", 20)
+    code, output = end(start(*options, "--devices", before, "--run", straight))
+    assert code == 0, output
+    shutil.copytree(straight, halves)
+    code, output = end(start("--resume", halves, "--checkpoint", 10, "--devices", after))
+    assert code == 0, output
+    assert "resumed at 640 steps" in output
+    expected, found = newest(straight), newest(halves)
+    assert found.update == 20
+    if before == after:
+        assert raw(found) == raw(expected)
+    chex.assert_trees_all_close(found.params, expected.params, atol=1e-5)
+    chex.assert_trees_all_close(found.replay, expected.replay, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_two_processes_learn_what_one_with_two_devices_learns(tmp_path):
     options = (*OPTIONS, "--steps", 64 * 20)
     alone = start(*options, "--devices", 2, "--run", tmp_path / "one")
@@ -100,6 +121,8 @@ def test_a_lost_process_ends_the_other_and_both_go_on(tmp_path):
     for process in pair:
         code, output = end(process)
         assert code == 128 + signal.SIGTERM, output
+        told = f"--resume {folder} --coordinator localhost:"
+        assert (told in output) == (process is pair[0]), output
     assert newest(folder).update > 0
 
 

@@ -10,6 +10,7 @@ import pytest
 from btnn_jax import envs
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.evaluate import make_evaluate, make_evaluate_random
+from btnn_jax.training.mapping import make_mapped
 from btnn_jax.training.unreal import make_optimizer, make_rate_left, make_unreal, make_unreal_policy
 
 TINY = UnrealConfig(
@@ -33,7 +34,7 @@ ALWAYS = {
 
 
 def run(config, env, updates, seed=0):
-    init, step = make_unreal(config, env)
+    init, step = make_unreal(config, env) if config.shards == 1 else make_mapped(config, env)[:2]
     state, step = jax.jit(init)(jax.random.key(seed)), jax.jit(step, donate_argnums=0)
     for _ in range(updates):
         state, metrics = step(state)
@@ -58,6 +59,22 @@ def test_every_algorithm_runs_with_every_task(algorithm, tasks):
     # a task that is switched off has no parameters
     assert ("pc_head" in state.params) == ("pc" in tasks)
     assert ("rp_head" in state.params) == ("rp" in tasks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["a2c", "ppo"])
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"precision": "bfloat16"}, {"lstm": (), "noisy": False}, {"replay_burn_in": 4}, {"shards": 2}],
+    ids=str,
+)
+def test_a_hundred_updates_without_a_nan(algorithm, change):
+    """Every key is used once, too: the tests' set-up checks that all along."""
+    config = dataclasses.replace(TINY, algorithm=algorithm, **change)
+    with jax.debug_nans(True):
+        state, metrics = run(config, envs.make("probe-pixels"), 100)
+    assert metrics["skipped"] == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
 
 
 def test_at_unchanged_parameters_the_ratio_is_one():
