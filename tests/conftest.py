@@ -1,6 +1,7 @@
 """The strict set-up every test runs under, and the golden files of BTGym."""
 
 import json
+import os
 import pathlib
 from types import SimpleNamespace
 
@@ -15,6 +16,17 @@ jax.config.update("jax_debug_key_reuse", True)
 # Compiling is most of what the tests do. The command line's and the notebooks' own processes, and the slow learning
 # runs, have all optimizations.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+def pytest_configure(config):
+    """Leaves XLA's newer emitters out of the fast tests: they take twice as long; jax 0.11 knows no others."""
+    if config.option.markexpr == "not slow" and jax.__version_info__ < (0, 11):
+        with pytest.MonkeyPatch.context() as patch:  # processes that tests start are as a user's
+            patch.setenv(
+                "XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+            )
+            jax.devices()  # which is when the flags are read
+
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
