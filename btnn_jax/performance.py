@@ -3,7 +3,8 @@
 Pure functions over a last axis of time; `N...` stands for any leading axes (episodes, seeds). What they share:
 
 - Row t is the account at the end of step t: `equity[t]` is what it is worth, `position[t]` is what was held during the
-  step that led there from `equity[t - 1]`, as a share of the equity or simply as -1 (short), 0 (flat), 1 (long). What
+  step that led there from `equity[t - 1]`, as a share of the equity or simply as -1 (short), 0 (flat), 1 (long), and
+  `traded[t]` what was bought and sold in it, as a share of the equity: prices change shares too, without a trade. What
   an order costs is paid in the step that it begins. Before row 0 nothing is held.
 - Returns are simple ones, `r[t] = equity[t] / equity[t - 1] - 1` for t in [1, T), and 0 after a ruin (`equity <= 0`).
 - `where`, bool `[N..., T]`: True includes a row, for curves that ended early. A row left out is one in which nothing
@@ -46,20 +47,27 @@ class Interval(NamedTuple):
 
 
 def summary(
-    equity: Array, position: Array, *, periods_per_year: ArrayLike, where: Array | None = None
+    equity: Array,
+    position: Array,
+    traded: Array,
+    *,
+    periods_per_year: ArrayLike,
+    where: Array | None = None,
 ) -> Performance:
     """Everything this module knows of an account.
 
     Args:
       equity: `[N..., T]`.
       position: `[N..., T]`.
+      traded: `[N..., T]`.
       periods_per_year: steps in a year.
       where: bool `[N..., T]`, True = include.
 
     Returns:
       A `Performance`, each field `[N...]`.
 
-    >>> result = summary(jnp.array([100.0, 101.0, 99.0, 99.0]), jnp.array([0, 1, 1, 0]), periods_per_year=252)
+    >>> equity, position, traded = jnp.array([[100.0, 101.0, 99.0, 99.0], [0, 1, 1, 0], [0, 1, 0, 1]])
+    >>> result = summary(equity, position, traded, periods_per_year=252)
     >>> int(result.num_trades), round(float(result.total_return), 3), round(float(result.max_drawdown), 4)
     (1, -0.01, 0.0198)
     """
@@ -68,7 +76,7 @@ def summary(
         sharpe_ratio=sharpe_ratio(equity, periods_per_year, where=where),
         sortino_ratio=sortino_ratio(equity, periods_per_year, where=where),
         max_drawdown=max_drawdown(equity, where=where),
-        turnover=turnover(position, where=where),
+        turnover=turnover(traded, where=where),
         exposure=exposure(position, where=where),
         num_trades=num_trades(position, where=where),
         hit_rate=hit_rate(equity, position, where=where),
@@ -172,22 +180,20 @@ def drawdown(equity: Array, *, where: Array | None = None) -> Array:
     return jnp.where(included, _ratio(peak - held, peak), 0.0)
 
 
-def turnover(position: Array, *, where: Array | None = None) -> Array:
-    """What is bought or sold in a step on average, `mean_t |position[t] - position[t - 1]|`.
+def turnover(traded: Array, *, where: Array | None = None) -> Array:
+    """What is bought and sold in a step on average, `mean_t traded[t]`.
 
     Args:
-      position: `[N..., T]`, shares of the equity.
+      traded: `[N..., T]`, shares of the equity.
       where: bool `[N..., T]`, True = include.
 
     Returns:
       float32 `[N...]`; 1 trades the whole account once in every step, a flip from long to short counts 2.
 
-    >>> turnover(jnp.array([0.0, 1.0, 1.0, -1.0]))
+    >>> turnover(jnp.array([0.0, 1.0, 0.0, 2.0]))
     Array(0.75, dtype=float32)
     """
-    position, included = _rows(position, where)
-    held = _held(position, included)
-    return _ratio(jnp.sum(jnp.abs(held - _before(held)), axis=-1), _count(included))
+    return _mean(*_rows(traded, where))
 
 
 def exposure(position: Array, *, where: Array | None = None) -> Array:
@@ -201,7 +207,7 @@ def exposure(position: Array, *, where: Array | None = None) -> Array:
       float32 `[N...]`.
     """
     position, included = _rows(position, where)
-    return _ratio(jnp.sum(jnp.where(included, jnp.abs(position), 0.0), axis=-1), _count(included))
+    return _mean(jnp.abs(position), included)
 
 
 def num_trades(position: Array, *, where: Array | None = None) -> Array:
@@ -224,11 +230,7 @@ def num_trades(position: Array, *, where: Array | None = None) -> Array:
 
 
 def hit_rate(equity: Array, position: Array, *, where: Array | None = None) -> Array:
-    """The share of closed trades with a profit.
-
-    A trade's profit is the change of equity from before it opens until the next one opens, or until the end. What an
-    order costs thus belongs to the trade that it opens, or, where it goes flat, to the one that it closes. The trade
-    that is open at the end is not counted.
+    """The share of closed trades with a profit, `won / closed` of `closed_trades`.
 
     Args:
       equity: `[N..., T]`.
@@ -243,6 +245,28 @@ def hit_rate(equity: Array, position: Array, *, where: Array | None = None) -> A
 
     >>> hit_rate(jnp.array([100.0, 103.0, 102.0, 98.0, 97.0]), jnp.array([0, 1, 1, -1, 0]))
     Array(0.5, dtype=float32)
+    """
+    closed, won = closed_trades(equity, position, where=where)
+    return _ratio(won.astype(jnp.float32), closed.astype(jnp.float32))
+
+
+def closed_trades(equity: Array, position: Array, *, where: Array | None = None) -> tuple[Array, Array]:
+    """How many trades were closed, and how many of these with a profit.
+
+    A trade's profit is the change of equity from before it opens until the next one opens, or until the end. What an
+    order costs thus belongs to the trade that it opens, or, where it goes flat, to the one that it closes. The trade
+    that is open at the end is not counted.
+
+    Args:
+      equity: `[N..., T]`; of one of several assets, what has been earned with it so far.
+      position: `[N..., T]`.
+      where: bool `[N..., T]`, True = include.
+
+    Returns:
+      `(closed, won)`, both int32 `[N...]`.
+
+    Raises:
+      ValueError: the shapes differ.
     """
     equity, included = _rows(equity, where)
     position, _ = _rows(position, where)
@@ -266,7 +290,8 @@ def hit_rate(equity: Array, position: Array, *, where: Array | None = None) -> A
     flat = (last >= 0) & (side[..., -1:] == 0)  # so is the last one
     closed = jnp.concatenate([replaced, flat], axis=-1)
     profit = jnp.concatenate([before - worth_at(previous), held[..., -1:] - worth_at(last)], axis=-1)
-    return _ratio(_count(closed & (profit > 0)), _count(closed))
+    won = closed & (profit > 0)
+    return jnp.sum(closed, axis=-1, dtype=jnp.int32), jnp.sum(won, axis=-1, dtype=jnp.int32)
 
 
 def bootstrap_interval(
@@ -308,7 +333,7 @@ def bootstrap_interval(
     def sample(key: Array) -> Array:
         return statistic(values[jax.random.randint(key, (n,), 0, n)], axis=0)
 
-    samples = jax.lax.map(sample, jax.random.split(key, resamples), batch_size=min(resamples, 256))
+    samples = jax.lax.map(sample, jax.random.split(key, resamples), batch_size=min(resamples, 250))
     ends = jnp.quantile(samples, jnp.array([(1 - level) / 2, (1 + level) / 2]), axis=0)
     return Interval(statistic(values, axis=0), ends[0], ends[1])
 
@@ -361,6 +386,11 @@ def _opens(position: Array, included: Array) -> tuple[Array, Array]:
 
 def _count(included: Array) -> Array:
     return jnp.sum(included, axis=-1, dtype=jnp.float32)
+
+
+def _mean(x: Array, included: Array) -> Array:
+    """Of the rows that count."""
+    return _ratio(jnp.sum(jnp.where(included, x, 0.0), axis=-1), _count(included))
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:

@@ -61,7 +61,9 @@ def plot_trades(
 
 
 def plot_backtest(folder: Folder, output: Folder | None = None, *, part: str = "test") -> pathlib.Path:
-    """Draws what a trading run's agent made of a part of the time; of several seeds, the one in the middle.
+    """Draws what a trading run's agent made of a part of the time, with sampled actions as in training.
+
+    Of several seeds it is the one in the middle. What its most likely actions alone came to is drawn too, as `greedy`.
 
     Args:
       folder: the run's.
@@ -72,18 +74,19 @@ def plot_backtest(folder: Folder, output: Folder | None = None, *, part: str = "
       The picture's file.
 
     Raises:
-      RunError: the folder is not that of a trading run, or the picture cannot be written.
+      RunError: as `backtest_run`, or the picture cannot be written.
       ModuleNotFoundError: matplotlib is not installed.
     """
     from btnn_jax.training.backtest import backtest_run
 
-    backtest = backtest_run(folder, part=part)
-    ends = np.asarray(backtest.greedy.equity)[:, -1]
+    (backtest,) = backtest_run(folder, part=part)
+    ends = np.asarray(backtest.sampled.equity)[:, -1]
     middle = int(np.argsort(ends)[len(ends) // 2])
-    account = jax.tree.map(lambda x: np.asarray(x)[middle], backtest.greedy)
+    account = jax.tree.map(lambda x: np.asarray(x)[middle], backtest.sampled)
     assets, times = backtest.env.assets, backtest.env.times
     close = np.asarray(backtest.env.close)[account.bar]
-    others = {name: np.asarray(backtest.strategies[name].equity) for name in ("buy and hold", "flat")}
+    others = {"greedy": np.asarray(backtest.greedy.equity)[middle]}
+    others |= {name: np.asarray(backtest.strategies[name].equity) for name in ("buy and hold", "flat")}
     others["random"] = np.median(np.asarray(backtest.strategies["random"].equity), axis=0)
     what = backtest.data if len(assets) == 1 else f"{backtest.data}, the mean of {len(assets)} assets"
     return plot_trades(
@@ -93,7 +96,7 @@ def plot_backtest(folder: Folder, output: Folder | None = None, *, part: str = "
         position=np.sum(account.weight, axis=1),
         equity=account.equity,
         baselines=others,
-        title=f"{what}: {part} part, seed {backtest.seeds[middle]}, greedy",
+        title=f"{what}: {part} part, seed {backtest.seeds[middle]}, sampled actions",
     )
 
 

@@ -19,14 +19,15 @@ of_account = jax.jit(functools.partial(summary, periods_per_year=YEAR))
 
 
 def draw(seed, lead=()):
-    """An account `(equity, position)`, each `[*lead, T]`, that opens, flips and closes trades."""
+    """An account `(equity, position, traded)`, each `[*lead, T]`, that opens, flips and closes trades."""
     random = np.random.default_rng(seed)
     equity = 100 * np.cumprod(1 + random.normal(0.001, 0.02, (*lead, T)), axis=-1)
     position = np.repeat(random.integers(-1, 2, (*lead, T // 2)), 2, axis=-1)
-    return equity.astype(np.float32), position.astype(np.float32)
+    traded = random.exponential(size=equity.shape)
+    return tuple(x.astype(np.float32) for x in (equity, position, traded))
 
 
-def reference(equity, position):
+def reference(equity, position, traded):
     """The same numbers in float64, in loops where that is plainer."""
     equity, position = pd.Series(equity, dtype=float), pd.Series(position, dtype=float)
     returns = equity.pct_change().dropna()
@@ -41,7 +42,7 @@ def reference(equity, position):
         "sharpe_ratio": returns.mean() / returns.std() * np.sqrt(YEAR),
         "sortino_ratio": returns.mean() / np.sqrt((returns.clip(upper=0) ** 2).mean()) * np.sqrt(YEAR),
         "max_drawdown": (1 - equity / equity.cummax()).max(),
-        "turnover": (position - before).abs().mean(),
+        "turnover": np.mean(traded, dtype=float),
         "exposure": position.abs().mean(),
         "num_trades": len(opens),
         "hit_rate": np.mean(np.array(profits) > 0) if profits else 0.0,
@@ -54,10 +55,10 @@ def assert_same(one, other, rtol=1e-4, atol=1e-5):
 
 
 def test_agrees_with_pandas():
-    equity, position = draw(0, (30,))
-    result = of_account(equity, position)
+    account = draw(0, (30,))
+    result = of_account(*account)
     for row in range(30):
-        for name, expected in reference(equity[row], position[row]).items():
+        for name, expected in reference(*(x[row] for x in account)).items():
             actual = getattr(result, name)[row]
             np.testing.assert_allclose(actual, expected, rtol=2e-3, atol=1e-5, err_msg=f"{name} of {row}")
     assert {x.dtype for x in result} == {jnp.dtype("float32"), jnp.dtype("int32")}
@@ -67,7 +68,8 @@ def test_an_account_by_hand():
     #                 flat   long    long   flip    short  flat   flat   long
     position = jnp.array([0.0, 1.0, 1.0, -1.0, -1.0, 0.0, 0.0, 0.5])
     equity = jnp.array([100.0, 110.0, 105.0, 104.0, 106.0, 104.5, 104.5, 120.0])
-    result = of_account(equity, position)
+    traded = jnp.array([0.0, 1.0, 0.0, 2.0, 0.0, 1.0, 0.0, 0.5])
+    result = of_account(equity, position, traded)
     # Long from 100 to 105; short from 105 to 104.5, half a point of it for closing; the last one is still open.
     assert (result.num_trades, result.hit_rate) == (3, 0.5)
     np.testing.assert_allclose(result.total_return, 0.2, rtol=1e-6)
@@ -86,45 +88,44 @@ def test_the_costs_of_closing_are_the_trades_own():
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**16), scale=st.floats(1e-3, 1e3))
 def test_the_size_of_the_account_changes_nothing(seed, scale):
-    equity, position = draw(seed)
-    assert_same(of_account(equity * np.float32(scale), position), of_account(equity, position), 2e-3, 1e-3)
+    equity, *rest = draw(seed)
+    assert_same(of_account(equity * np.float32(scale), *rest), of_account(equity, *rest), 2e-3, 1e-3)
 
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**16))
 def test_the_sides_mirror(seed):
-    equity, position = draw(seed)
-    assert_same(of_account(equity, -position), of_account(equity, position), 0, 0)
+    equity, position, traded = draw(seed)
+    assert_same(of_account(equity, -position, traded), of_account(equity, position, traded), 0, 0)
 
 
 @pytest.mark.parametrize("end", [1, 2, 25])
 def test_what_comes_after_the_end_is_not_seen(end):
-    equity, position = draw(end, (9,))
+    account = draw(end, (9,))
     where = np.broadcast_to(np.arange(T) < end, (9, T))
-    garbage = np.where(where, equity, np.nan), np.where(where, position, np.nan)
-    masked = of_account(*garbage, where=jnp.asarray(where))
-    assert_same(masked, of_account(equity[:, :end], position[:, :end]))
+    masked = of_account(*(np.where(where, x, np.nan) for x in account), where=jnp.asarray(where))
+    assert_same(masked, of_account(*(x[:, :end] for x in account)))
 
 
 def test_a_row_left_out_is_one_in_which_nothing_happens():
-    equity, position = jnp.array([jnp.nan, 100, 7, 110, 99]), jnp.array([jnp.nan, 1, -1, 1, 0])
+    account = jnp.array([[jnp.nan, 100, 7, 110, 99], [jnp.nan, 1, -1, 1, 0], [jnp.nan, 1, 2, 0, 1]])
     where = jnp.array([False, True, False, True, True])
-    assert_same(of_account(equity, position, where=where), of_account(equity[where], position[where]))
+    assert_same(of_account(*account, where=where), of_account(*account[:, where]))
 
 
 def test_leading_axes_are_each_on_their_own():
-    equity, position = draw(1, (2, 3))
-    whole = of_account(equity, position)
+    account = draw(1, (2, 3))
+    whole = of_account(*account)
     assert {x.shape for x in whole} == {(2, 3)}
-    assert_same(jax.tree.map(lambda x: x[1, 2], whole), of_account(equity[1, 2], position[1, 2]))
+    assert_same(jax.tree.map(lambda x: x[1, 2], whole), of_account(*(x[1, 2] for x in account)))
 
 
 @pytest.mark.parametrize("length", [1, 2, 9])
 @pytest.mark.parametrize("equity", [1.0, 0.0])
 def test_nothing_happens_and_nothing_is_not_a_number(length, equity):
     still, flat = jnp.full(length, equity), jnp.zeros(length)
-    assert [float(x) for x in of_account(still, flat)] == [0.0] * 8
-    never = of_account(still * jnp.nan, flat * jnp.nan, where=jnp.zeros(length, bool))
+    assert [float(x) for x in of_account(still, flat, flat)] == [0.0] * 8
+    never = of_account(*[still * jnp.nan] * 3, where=jnp.zeros(length, bool))
     assert [float(x) for x in never] == [0.0] * 8
 
 
@@ -145,7 +146,7 @@ def test_ruin_ends_the_account():
 
 
 def test_years_scale_with_the_root_of_time():
-    equity, _ = draw(3)
+    equity, *_ = draw(3)
     for ratio in (performance.sharpe_ratio, performance.sortino_ratio):
         np.testing.assert_allclose(ratio(equity, 400), 20 * ratio(equity, jnp.float32(1)), rtol=1e-5)
 
@@ -162,8 +163,9 @@ def test_the_interval_is_that_of_the_normal_distribution_for_many_values():
 def test_the_interval_moves_with_the_values_and_widens_with_the_level():
     values = jax.random.normal(jax.random.key(0), (7,))
 
-    def interval(values, **fields):
-        return bootstrap_interval(jax.random.key(1), values, jnp.median, resamples=300, **fields)
+    @functools.partial(jax.jit, static_argnames="level")
+    def interval(values, level=0.95):
+        return bootstrap_interval(jax.random.key(1), values, jnp.median, level=level, resamples=200)
 
     here, there = interval(values), interval(2 * values + 5)
     for a, b in zip(here, there, strict=True):

@@ -30,7 +30,9 @@ class Account(NamedTuple):
 
     bar: jax.Array  # int32 [N + 1], a row of the environment's `close` and `times`
     equity: jax.Array  # float32 [N + 1]
-    weight: jax.Array  # float32 [N + 1, A], of the equity, held in the step that led here
+    weight: jax.Array  # float32 [N + 1, A], of the equity, held in the step that led here; 0 after a ruin
+    traded: jax.Array  # float32 [N + 1], share of the equity that was bought and sold in that step
+    profit: jax.Array  # float32 [N + 1, A], earned with each asset in that step, its costs taken off
     where: jax.Array  # bool [N + 1], False after the account's end
 
 
@@ -58,12 +60,15 @@ def make_backtest(
 
 
 def make_strategy(env: TradingEnvironment, name: str) -> Callable[[jax.Array], Account]:
-    """Binds `backtest(key) -> Account` of one of `STRATEGIES`: it buys all it may, or does nothing, or anything."""
+    """Binds `backtest(key) -> Account` of one of `STRATEGIES`: it buys all it may once, does nothing, or anything."""
+    if name == "buy and hold" and env.weights is not None:
+        # A target weight is traded for at every bar; an order of the largest one's size is given once.
+        fraction = env.rules.fraction * max(map(abs, env.weights))
+        env = dataclasses.replace(
+            env, weights=None, rules=env.rules._replace(fraction=fraction, rebalance=False)
+        )
     depths = env.action_depths
-    if env.weights is None:
-        constant = {"buy and hold": 1, "flat": 0}
-    else:
-        constant = {"buy and hold": int(np.argmax(env.weights)), "flat": env.weights.index(0.0)}
+    constant = {"buy and hold": 1, "flat": 0 if env.weights is None else env.weights.index(0.0)}
 
     def act(key: jax.Array, inputs: AgentInput, carry: PyTree) -> tuple[PyTree, PyTree]:
         del inputs
@@ -92,9 +97,6 @@ def trade(env: TradingEnvironment, act: Act, carry: PyTree, key: jax.Array) -> A
         jnp.ones((), bool),
     )
 
-    def row(state: TradingState) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return state.index, state.equity, state.position * env.prices(state) / state.equity
-
     def one_step(loop: Any, _: None) -> tuple[Any, Any]:
         key, state, inputs, carry, ended = loop
         key, act_key, move_key = jax.random.split(key, 3)
@@ -102,32 +104,58 @@ def trade(env: TradingEnvironment, act: Act, carry: PyTree, key: jax.Array) -> A
         after, step = env.move(move_key, state, action)
         after = jax.tree.map(lambda new, old: jnp.where(ended, old, new), after, state)
         inputs = AgentInput(step.observation, action, step.reward, jnp.zeros((), bool))
-        record = (*row(after), ~ended)
-        return (key, after, inputs, carry, ended | step.terminated | step.truncated), record
+        row = _row(env, state, after, ~ended)
+        return (key, after, inputs, carry, ended | step.terminated | step.truncated), row
 
     steps = -(-env.length // env.skip_frame)
     loop = (key, state, inputs, carry, jnp.zeros((), bool))
     _, rest = jax.lax.scan(one_step, loop, length=steps)
-    first = (*row(state), jnp.ones((), bool))
-    return Account(*(jnp.concatenate([x[None], xs]) for x, xs in zip(first, rest, strict=True)))
+    first = _row(env, state, state, jnp.ones((), bool))
+    return jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first, rest)
+
+
+def _row(env: TradingEnvironment, before: TradingState, after: TradingState, where: jax.Array) -> Account:
+    """The row of an account that a step from one state to another makes."""
+    price = env.bars[before.index + 1, 0]  # that orders are filled at
+    value = jnp.abs(after.position - before.position) * price
+    moved = before.position * (price - env.prices(before)) + after.position * (env.prices(after) - price)
+    # What the equity lacks of what prices made of the positions was paid for the orders, each for its value.
+    cost = jnp.sum(moved) - (after.equity - before.equity)
+    return Account(
+        bar=after.index,
+        equity=after.equity,
+        weight=_share(after.position * env.prices(after), after.equity),
+        traded=_share(jnp.sum(value), before.equity),
+        profit=moved - cost * _share(value, jnp.sum(value)),
+        where=where,
+    )
+
+
+def _share(part: jax.Array, whole: jax.Array) -> jax.Array:
+    """0 where there is nothing to share."""
+    return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1.0), 0.0)
 
 
 def measure(account: Account, periods_per_year: ArrayLike) -> Performance:
-    """The performance of accounts `[..., N + 1]`, as shares of the equity over all assets together."""
-    one = performance.summary(
+    """The performance of accounts `[..., N + 1]`, as shares of the equity over all assets together.
+
+    A trade is one of an asset, and so is its profit.
+    """
+    weight, profit = (jnp.moveaxis(x, -1, 0) for x in (account.weight, account.profit))
+    where = jnp.broadcast_to(account.where, weight.shape)
+    earned = jnp.cumsum(profit, axis=-1)
+    closed, won = (jnp.sum(x, axis=0) for x in performance.closed_trades(earned, weight, where=where))
+    together = performance.summary(
         account.equity,
-        jnp.sum(account.weight, axis=-1),
+        jnp.sum(weight, axis=0),
+        account.traded,
         periods_per_year=periods_per_year,
         where=account.where,
     )
-    if account.weight.shape[-1] == 1:
-        return one
-    weight = jnp.moveaxis(account.weight, -1, 0)
-    where = jnp.broadcast_to(account.where, weight.shape)
-    return one._replace(
-        turnover=jnp.sum(performance.turnover(weight, where=where), axis=0),
+    return together._replace(
         exposure=jnp.sum(performance.exposure(weight, where=where), axis=0),
         num_trades=jnp.sum(performance.num_trades(weight, where=where), axis=0),
+        hit_rate=_share(won.astype(jnp.float32), closed.astype(jnp.float32)),
     )
 
 
@@ -178,86 +206,112 @@ class Backtest(NamedTuple):
 
 
 def backtest_run(
-    folder: Folder, *, part: str = "test", seed: int = 0, best: bool = False, commission: float | None = None
-) -> Backtest:
-    """Lets the agents of a trading run trade a part of the time, once over all of it.
+    folder: Folder,
+    *,
+    part: str = "test",
+    seed: int = 0,
+    best: bool = False,
+    commissions: Sequence[float | None] = (None,),
+) -> list[Backtest]:
+    """Lets the agents of a trading run trade a part of the time that they have not learned on, once over all of it.
 
     Args:
       folder: the run's.
       part: "train", "validation" or "test".
-      seed: of sampled and random actions.
+      seed: of sampled and random actions, the same at each commission.
       best: the checkpoint with the highest return in training rather than the newest.
-      commission: another one than the agents learned with; None for that.
+      commissions: to trade at, all in one program; None for that which the agents have learned with.
+
+    Returns:
+      A `Backtest` for each commission.
 
     Raises:
-      RunError: the folder is not that of a trading run, or has no checkpoint that can be read.
+      RunError: the folder is not that of a trading run, its agents have learned on that part or on all of the time, or
+        it has no checkpoint that can be read.
     """
     run = read_run(folder)
     if run.env != "trading":
         raise RunError(f"{folder} is a run of {run.env}, not of trading")
+    learned = run.env_params.get("part", "all")
+    if learned == part or "all" in (learned, part):
+        raise RunError(
+            f"{folder} has learned on part={learned} of the time: part={part} would be no test of it"
+        )
     agent = make_agent(run)
     with Checkpoints(pathlib.Path(folder) / CHECKPOINTS, create=False) as checkpoints:
         params = checkpoints.restore(agent.state, checkpoints.best() if best else None).params
     if run.seeds == 1:
         params = jax.tree.map(lambda x: x[None], params)
     try:
-        env = make_held_out(run.env_params, part)
+        held_out = make_held_out(run.env_params, part)
     except ValueError as error:
         raise RunError(f"no backtest of {folder} on its {part} part: {error}") from error
-    if commission is not None:
-        env = with_commission(env, commission)
-    greedy_key, sampled_key, random_key, simple_key = jax.random.split(jax.random.key(seed), 4)
 
-    def traded(key: jax.Array, *, greedy: bool) -> Account:
-        keys = jax.random.split(key, run.seeds)
-        return jax.jit(jax.vmap(make_backtest(env, agent.policy, greedy=greedy)))(params, keys)
+    def trade_all(
+        commission: jax.Array, params: PyTree, key: jax.Array
+    ) -> tuple[Account, Account, dict[str, Account]]:
+        env = with_commission(held_out, commission)
+        greedy_key, sampled_key, random_key, simple_key = jax.random.split(key, 4)
+        hold_key, flat_key = jax.random.split(simple_key)
 
-    strategies = {
-        name: jax.jit(make_strategy(env, name))(key)
-        for name, key in zip(STRATEGIES[:2], jax.random.split(simple_key), strict=True)
-    }
-    strategies["random"] = jax.jit(jax.vmap(make_strategy(env, "random")))(jax.random.split(random_key, 32))
-    return Backtest(
-        env=env,
-        data=str(run.env_params.get("data", "sine")),
-        part=part,
-        seeds=tuple(range(run.seed, run.seed + run.seeds)),
-        greedy=traded(greedy_key, greedy=True),
-        sampled=traded(sampled_key, greedy=False),
-        strategies=strategies,
+        def agents(key: jax.Array, *, greedy: bool) -> Account:
+            keys = jax.random.split(key, run.seeds)
+            return jax.vmap(make_backtest(env, agent.policy, greedy=greedy))(params, keys)
+
+        strategies = {
+            "buy and hold": make_strategy(env, "buy and hold")(hold_key),
+            "flat": make_strategy(env, "flat")(flat_key),
+            "random": jax.vmap(make_strategy(env, "random"))(jax.random.split(random_key, 32)),
+        }
+        return agents(greedy_key, greedy=True), agents(sampled_key, greedy=False), strategies
+
+    costs = [held_out.rules.commission if x is None else x for x in commissions]
+    swept = jax.jit(jax.vmap(trade_all, in_axes=(0, None, None)))(
+        jnp.asarray(costs, jnp.float32), params, jax.random.key(seed)
     )
+    return [
+        Backtest(
+            dataclasses.replace(held_out, rules=held_out.rules._replace(commission=cost)),
+            str(run.env_params.get("data", "sine")),
+            part,
+            tuple(range(run.seed, run.seed + run.seeds)),
+            *jax.tree.map(lambda x, index=index: x[index], swept),
+        )
+        for index, cost in enumerate(costs)
+    ]
 
 
 def compare(backtest: Backtest) -> dict[str, dict[str, list[float]]]:
     """Strategy -> measure -> `[mean]`, or `[mean, low, high]` over several accounts, an interval of 95 %."""
     accounts = {"greedy": backtest.greedy, "sampled": backtest.sampled, **backtest.strategies}
     per_year = periods_per_year(backtest.env)
-
-    @jax.jit
-    def summarised(account: Account, key: jax.Array) -> jax.Array:
-        """`[measures, 1 or 3]`."""
-        values = jnp.stack([x.astype(jnp.float32) for x in measure(account, per_year)], axis=-1)
-        if values.ndim == 1:
-            return values[:, None]
-        return jnp.stack(performance.bootstrap_interval(key, values), axis=1)
-
     rows = {}
     for index, (name, account) in enumerate(accounts.items()):
-        values = np.asarray(summarised(account, jax.random.key(index)))
+        values = np.asarray(_summarised(account, per_year, jax.random.key(index)))
         single = values if len(backtest.seeds) > 1 or name not in ("greedy", "sampled") else values[:, :1]
         rows[name] = {field: row.tolist() for field, row in zip(Performance._fields, single, strict=True)}
     return rows
 
 
-def write_backtest(folder: Folder, backtest: Backtest, rows: Mapping[str, Any]) -> pathlib.Path:
-    """Writes `backtest.json`, what `compare` gave, into a run's folder."""
+@jax.jit
+def _summarised(account: Account, per_year: jax.Array, key: jax.Array) -> jax.Array:
+    """`[measures, 1 or 3]`."""
+    values = jnp.stack([x.astype(jnp.float32) for x in measure(account, per_year)], axis=-1)
+    if values.ndim == 1:
+        return values[:, None]
+    return jnp.stack(performance.bootstrap_interval(key, values), axis=1)
+
+
+def write_backtests(
+    folder: Folder, backtests: Sequence[Backtest], rows: Sequence[Mapping[str, Any]]
+) -> pathlib.Path:
+    """Writes `backtest.json` into a run's folder: for each commission what `compare` gave."""
     path = pathlib.Path(folder) / BACKTEST
-    settings = {
-        "part": backtest.part,
-        "seeds": list(backtest.seeds),
-        "commission": backtest.env.rules.commission,
-    }
-    write_json(path, {**settings, "accounts": rows})
+    costs = [
+        {"commission": float(backtest.env.rules.commission), "accounts": accounts}
+        for backtest, accounts in zip(backtests, rows, strict=True)
+    ]
+    write_json(path, {"part": backtests[0].part, "seeds": list(backtests[0].seeds), "costs": costs})
     return path
 
 

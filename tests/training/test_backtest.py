@@ -1,6 +1,8 @@
 """Backtests: one pass over held-out time, beside strategies whose accounts are known."""
 
+import contextlib
 import dataclasses
+import io
 import json
 
 import jax
@@ -10,11 +12,10 @@ import pytest
 
 from btnn_jax import cli, envs
 from btnn_jax.envs.trading import make_held_out
-from btnn_jax.policies import init_params, make_policy
+from btnn_jax.training import backtest as module
 from btnn_jax.training.backtest import (
     backtest_run,
     compare,
-    make_backtest,
     make_strategy,
     measure,
     periods_per_year,
@@ -22,10 +23,10 @@ from btnn_jax.training.backtest import (
     walk_forward,
     with_commission,
 )
+from btnn_jax.training.checkpoint import Checkpoints
 from btnn_jax.training.config import UnrealConfig
-from btnn_jax.training.folder import RunError
-from btnn_jax.training.progress import Silent
-from btnn_jax.training.run import train
+from btnn_jax.training.folder import CHECKPOINTS, METRICS, Run, RunError, create_run
+from btnn_jax.training.run import make_agent
 
 LEARNED = {
     "data": "random_walk", "data_params": {"length": 400, "seed": 3}, "part": "train", "window": 4, "episode": 32,
@@ -38,13 +39,24 @@ def account_of(env, name):
 
 
 def test_the_held_out_part_is_traded_once_from_end_to_end():
-    env, learned = make_held_out(LEARNED), envs.make("trading", **LEARNED)
+    env = make_held_out(LEARNED)
     account = account_of(env, "buy and hold")
-    learned_last = learned.starts[1] + learned.length
     assert np.asarray(account.bar).tolist() == list(range(env.starts[0], 400))
-    assert env.starts[0] - env.window + 1 > learned_last + 4 - 1  # no bar and no feature is shared
     assert account.where.all()  # a drawdown of 2 % ends an episode of training, and not this one
     assert (env.profit_unit, env.time_unit) == (0.02, 32)
+
+
+def assert_apart(before, after):
+    """No bar of the one is seen in the other, nor in a feature of it."""
+    first_seen = after.starts[0] - after.window + 1
+    assert first_seen >= before.starts[1] + before.length + 1 + max(LEARNED["periods"])
+
+
+def test_parts_of_the_time_share_no_bar_and_no_feature():
+    learned = envs.make("trading", **LEARNED)
+    validation, test = (make_held_out(LEARNED, part) for part in ("validation", "test"))
+    assert_apart(learned, validation)
+    assert_apart(validation, test)
 
 
 def test_buying_and_holding_earns_what_the_price_does():
@@ -58,23 +70,48 @@ def test_buying_and_holding_earns_what_the_price_does():
     )
     np.testing.assert_allclose(account.weight[0], 0)
     np.testing.assert_allclose(account.weight[1:, 0], 1, atol=0.05)
-    np.testing.assert_array_equal(account_of(env, "flat").equity, env.cash)
+    np.testing.assert_allclose(account.traded, np.arange(env.length + 1) == 1, rtol=1e-6)
 
 
-def test_weights_and_several_assets_have_strategies_too():
+def test_buying_and_holding_is_one_purchase_whatever_the_actions_are():
     prices = np.exp(np.cumsum(np.random.default_rng(0).normal(0, 0.01, (200, 3)), axis=0))
     params = {"data": prices, "window": 4, "episode": 32, "periods": (1, 4)}
-    for more in ({}, {"weights": (-1, 0, 1)}):
-        env = make_held_out({**params, **more})
-        account = account_of(env, "buy and hold")
-        np.testing.assert_allclose(account.weight[1:].sum(axis=1), 1, atol=0.05)
-        measured = measure(account, 252.0)
-        assert int(measured.num_trades) == 3
-        np.testing.assert_allclose(measured.exposure, account.weight.sum(axis=1).mean(), rtol=1e-4)
+    orders, weights = (
+        account_of(make_held_out({**params, **more}), "buy and hold") for more in ({}, {"weights": (-1, 0)})
+    )
+    for a, b in zip(orders, weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    assert np.ptp(np.asarray(weights.weight[1:]), axis=0).min() > 0.01  # prices move them, and no trade
+    measured = measure(weights, 252.0)
+    assert (int(measured.num_trades), float(measured.hit_rate)) == (3, 0)  # none has been closed
+    np.testing.assert_allclose(measured.turnover * len(weights.equity), 1, rtol=1e-5)
+    np.testing.assert_allclose(measured.exposure, weights.weight.sum(axis=1).mean(), rtol=1e-4)
 
 
-def test_an_account_that_is_ruined_stands_still():
-    prices = np.concatenate([np.full(60, 10.0), np.full(60, 25.0)])
+def test_every_asset_has_trades_of_its_own():
+    """Long in what rises, short in what rises, long in what only costs: one of three trades pays."""
+    up = 10 * 1.002 ** np.arange(150)
+    prices = np.stack([up, up, np.full(150, 10.0)], axis=1)
+    env = make_held_out({"data": prices, "window": 4, "episode": 32, "periods": (1, 4), "commission": 1e-3})
+    orders = dict(zip(env.assets, jnp.array([[1, 3], [2, 3], [1, 3]]), strict=True))
+
+    def act(key, inputs, step):
+        return jax.tree.map(lambda order: order[jnp.int32(step >= 8)], orders), step + 1
+
+    account = jax.jit(lambda key: trade(env, act, jnp.int32(0), key))(jax.random.key(0))
+    measured = measure(account, 252.0)
+    assert int(measured.num_trades) == 3
+    np.testing.assert_allclose(measured.hit_rate, 1 / 3, rtol=1e-6)
+    profit = np.asarray(account.profit)
+    np.testing.assert_allclose(profit.sum(axis=1)[1:], np.diff(account.equity), atol=2e-3)
+    stake = 10_000 / 3
+    rise = 1.002**8 - 1
+    costs = 1e-3 * np.array([2 + rise, 2 + rise, 2])
+    np.testing.assert_allclose(profit.sum(axis=0), stake * (np.array([rise, -rise, 0]) - costs), atol=0.02)
+
+
+def test_a_short_is_sold_once_and_a_ruin_ends_it():
+    prices = np.concatenate([10 * 0.995 ** np.arange(60), np.full(60, 25.0)])
     env = make_held_out({"data": prices, "window": 4, "episode": 32, "periods": (1, 4)}, "all")
 
     def short(key, inputs, carry):
@@ -85,20 +122,13 @@ def test_an_account_that_is_ruined_stands_still():
     assert 0 < end < len(account.equity)
     assert float(account.equity[end - 1]) <= 0
     np.testing.assert_array_equal(account.equity[end:], account.equity[end - 1])
-
-
-def test_greedy_and_sampled_actions_of_a_policy():
-    env = make_held_out(LEARNED)
-    policy = make_policy(4, env.observation, hidden=(8,), lstm=(4,), num_filters=(2,), pixel_control=False)
-    params = jax.jit(lambda key: init_params(policy, key, env.observation))(jax.random.key(0))
-    greedy, sampled = (
-        jax.jit(jax.vmap(make_backtest(env, policy, greedy=greedy), in_axes=(None, 0)))(
-            params, jax.random.split(jax.random.key(1))
-        )
-        for greedy in (True, False)
-    )
-    np.testing.assert_array_equal(greedy.equity[0], greedy.equity[1])
-    assert (sampled.equity[0] != sampled.equity[1]).any()
+    np.testing.assert_array_equal(account.weight[end - 1 :], 0)
+    assert float(account.weight[1:end, 0].max()) >= -1  # it has shrunk with the price, and nothing was traded
+    measured = measure(account, 252.0)
+    np.testing.assert_allclose(measured.turnover * end, 1, rtol=1e-6)
+    assert (int(measured.num_trades), float(measured.hit_rate)) == (1, 0)
+    assert 0 < float(measured.exposure) < 1
+    assert all(np.isfinite(x) for x in measured)
 
 
 def test_costs_are_swept_in_one_program():
@@ -116,16 +146,16 @@ def test_costs_are_swept_in_one_program():
 
 
 def test_folds_walk_forward_without_looking_back():
-    learned, judged = [], []
+    first_bars, last_bars = set(), []
     for fractions in walk_forward(3):
         params = {**LEARNED, "fractions": fractions}
-        before = envs.make("trading", **params)
-        learned.append((before.starts[0], before.starts[1] + before.length))
-        after = make_held_out(params, "validation")
-        judged.append((after.starts[0], after.starts[0] + after.length))
-    assert len({first for first, _ in learned}) == 1  # all that came before
-    for (_, end), (start, stop), (later, _) in zip(learned, judged, [*judged[1:], (400, 0)], strict=True):
-        assert end < start < stop < later
+        before, after = envs.make("trading", **params), make_held_out(params, "validation")
+        assert_apart(before, after)
+        first_bars.add(before.starts[0])
+        last_bars.append(after.starts[0] + after.length)
+        assert not last_bars[:-1] or last_bars[-2] < after.starts[0]  # no bar is judged twice
+    assert len(first_bars) == 1  # all that came before
+    assert last_bars[-1] < 399  # something is left for a test
     with pytest.raises(ValueError, match="folds must be at least 1, got 0"):
         walk_forward(0)
 
@@ -138,50 +168,110 @@ def test_a_year_is_counted_by_the_clock():
     assert periods_per_year(dataclasses.replace(env, times=hourly)) == pytest.approx(24 * 365.2425, rel=1e-4)
 
 
+CONFIG = UnrealConfig(
+    algorithm="a2c", num_envs=2, rollout_length=4, total_steps=8, hidden=(4,), lstm=(4,), pc_weight=0,
+    vr_weight=0, rp_weight=0, num_filters=(2,), noisy=False,
+)  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    config = UnrealConfig(
-        algorithm="a2c", num_envs=2, rollout_length=4, total_steps=64, hidden=(4,), lstm=(), pc_weight=0,
-        vr_weight=0, rp_weight=0, num_filters=(2,), noisy=False,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    train("trading", config, seeds=2, folder=folder, env_params=LEARNED, reporter=Silent())
+    """A run of three seeds that has not learned anything; the first two agents are the same."""
+    run = Run("trading", CONFIG, seed=5, env_params=LEARNED, seeds=3)
+    folder = create_run(tmp_path_factory.mktemp("runs") / "run", run)
+    state = jax.jit(make_agent(run).init)(5)
+    params = jax.tree.map(lambda x: x[jnp.array([0, 0, 2])], state.params)
+    with Checkpoints(folder / CHECKPOINTS) as checkpoints:
+        checkpoints.save(1, state.replace(params=params))
+    (folder / METRICS).write_text('{"steps": 8, "seconds": 1.0, "entropy": 1.0}\n')
     return folder
 
 
-def test_a_run_is_compared_with_simple_strategies(run):
-    backtest = backtest_run(run)
-    assert backtest.seeds == (0, 1)
-    assert backtest.greedy.equity.shape == (2, backtest.env.length + 1)
-    rows = compare(backtest)
+@pytest.fixture(scope="module")
+def evaluated(run):
+    """The backtests that `evaluate` makes, what it prints, and how many accounts are traced for it."""
+    made, traced = [], []
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.setattr(module, "trade", lambda *args: traced.append(args) or trade(*args))
+        patch.setattr(
+            module, "backtest_run", lambda *args, **more: made.append(backtest_run(*args, **more)) or made[0]
+        )
+        words = ["--part", "validation", "--commission", "1e-4,0.01", "--seed", "3"]
+        assert cli.main(["evaluate", str(run), *words]) == 0
+    return made[0], out.getvalue(), len(traced)
+
+
+def test_a_run_is_compared_with_simple_strategies(evaluated):
+    cheap, _ = evaluated[0]
+    assert cheap.seeds == (5, 6, 7)
+    assert cheap.greedy.equity.shape == (3, cheap.env.length + 1)
+    assert cheap.env.starts == make_held_out(LEARNED, "validation").starts
+    np.testing.assert_array_equal(cheap.greedy.equity[0], cheap.greedy.equity[1])
+    assert (cheap.sampled.equity[0] != cheap.sampled.equity[1]).any()
+    rows = compare(cheap)
     assert list(rows) == ["greedy", "sampled", "buy and hold", "flat", "random"]
-    mean, low, high = rows["sampled"]["total_return"]
-    assert low <= mean <= high
-    np.testing.assert_allclose(
-        mean, np.mean(backtest.sampled.equity[:, -1] / backtest.env.cash - 1), atol=1e-5
-    )
     assert rows["flat"]["total_return"] == [0.0]
-    dear = backtest_run(run, commission=0.01)
-    assert compare(dear)["random"]["total_return"][0] < rows["random"]["total_return"][0]
+    returns = np.asarray(cheap.sampled.equity[:, -1]) / cheap.env.cash - 1
+    # One in 27 samples of three values is the lowest alone, which is more than is left outside of the interval.
+    np.testing.assert_allclose(
+        rows["sampled"]["total_return"], [returns.mean(), returns.min(), returns.max()], atol=1e-5
+    )
 
 
-def test_the_command_line_evaluates_and_draws_a_trading_run(run, capsys):
-    assert cli.main(["evaluate", str(run), "--part", "validation"]) == 0
-    table = capsys.readouterr().out
+def test_all_commissions_are_traded_at_once_by_the_same_agents(run, evaluated):
+    backtests, table, traced = evaluated
+    assert traced == 5  # greedy, sampled and three strategies, for two commissions
     assert "validation part, commission 0.0001:" in table
+    assert "validation part, commission 0.01:" in table
     for word in ("Sharpe", "buy and hold", "greedy", "random"):
         assert word in table
     stored = json.loads((run / "backtest.json").read_text())
-    assert (stored["part"], stored["seeds"]) == ("validation", [0, 1])
-    assert cli.main(["plot", str(run)]) == 0
+    assert (stored["part"], stored["seeds"]) == ("validation", [5, 6, 7])
+    assert [cost["commission"] for cost in stored["costs"]] == [1e-4, 0.01]
+    for cost, backtest in zip(stored["costs"], backtests, strict=True):
+        assert cost["accounts"] == compare(backtest)
+        assert backtest.env.rules.commission == cost["commission"]
+    cheap, dear = backtests
+    lost = (
+        measure(cheap.strategies["random"], 252.0).total_return
+        - measure(dear.strategies["random"], 252.0).total_return
+    )
+    assert lost.min() > 0  # of each of the same random accounts
+
+
+def test_the_command_line_draws_curves_where_it_is_told_to_and_trades(run, evaluated, capsys, monkeypatch):
+    monkeypatch.setattr(module, "backtest_run", lambda folder, part: evaluated[0][:1])
+    picture = run / "elsewhere.png"
+    assert cli.main(["plot", str(run), "--output", str(picture)]) == 0
+    assert capsys.readouterr().out.split() == [str(picture), str(run / "trades.png")]
     assert (run / "trades.png").read_bytes().startswith(b"\x89PNG")
 
+    def refused(folder, part):
+        raise RunError("it has seen all")
 
-def test_a_run_of_another_environment_is_refused(tmp_path):
-    config = UnrealConfig(
-        algorithm="a2c", num_envs=2, rollout_length=4, total_steps=8, hidden=(4,), lstm=(), pc_weight=0,
-        vr_weight=0, rp_weight=0, noisy=False,
-    )  # fmt: skip
-    train("probe-choice", config, folder=tmp_path / "run", reporter=Silent())
+    monkeypatch.setattr(module, "backtest_run", refused)
+    assert cli.main(["plot", str(run)]) == 0
+    assert capsys.readouterr().out.split("\n")[1] == "no picture of its trades: it has seen all"
+
+
+@pytest.mark.parametrize(
+    ("learned", "part"), [({}, "test"), ({"part": "all"}, "test"), (LEARNED, "train"), (LEARNED, "all")]
+)
+def test_an_agent_is_not_judged_on_time_that_it_has_learned_on(tmp_path, learned, part):
+    folder = create_run(tmp_path / "run", Run("trading", CONFIG, env_params=learned))
+    with pytest.raises(RunError, match=f"has learned on part=.*: part={part} would be no test of it"):
+        backtest_run(folder, part=part)
+
+
+def test_options_of_another_kind_of_run_are_refused(run, tmp_path, capsys):
+    episodes = create_run(tmp_path / "run", Run("probe-choice", CONFIG))
+    for folder, words, message in (
+        (run, "--episodes 3 --part test --max-steps 5", "a trading run takes no --episodes, --max-steps"),
+        (episodes, "--seed 1 --part test", "an agent's episodes takes no --part"),
+        (episodes, "--commission 0", "an agent's episodes takes no --commission"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["evaluate", str(folder), *words.split()])
+        assert message in capsys.readouterr().err
     with pytest.raises(RunError, match="is a run of probe-choice, not of trading"):
-        backtest_run(tmp_path / "run")
+        backtest_run(episodes)
