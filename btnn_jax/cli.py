@@ -150,19 +150,18 @@ def make_parser() -> options.Parser:
     evaluate = commands.add_parser(
         "evaluate",
         help="play episodes with a trained agent and with a random one, or compare an autoencoder with PCA",
-        description="Play episodes with the agent of a run's newest checkpoint, and with a random one; or measure the "
-        "reconstructions of an autoencoder's run beside those of PCA.",
+        description="Play episodes with the agent of a run's newest checkpoint, and with a random one; let one that "
+        "trades do so on time that it has not learned on, beside simple strategies; or measure the reconstructions of "
+        "an autoencoder's run beside those of PCA.",
+        argument_default=argparse.SUPPRESS,  # what is not given must be known: each kind of run has its own
         allow_abbrev=False,
     )
     evaluate.add_argument("run", metavar="RUN", help="folder of the run")
-    evaluate.add_argument(
-        "--episodes", type=options.at_least_one, default=128, metavar="N", help=_("of each agent", 128)
-    )
-    evaluate.add_argument("--seed", type=options.seed, default=0, metavar="N", help=_("of the episodes", 0))
+    evaluate.add_argument("--episodes", type=options.at_least_one, metavar="N", help=_("of each agent", 128))
+    evaluate.add_argument("--seed", type=options.seed, metavar="N", help=_("of the episodes", 0))
     evaluate.add_argument(
         "--max-steps",
         type=options.at_least_one,
-        default=10_000,
         metavar="N",
         help=_("where to cut an episode", 10_000),
     )
@@ -174,7 +173,6 @@ def make_parser() -> options.Parser:
     evaluate.add_argument(
         "--part",
         choices=("train", "validation", "test"),
-        default="test",
         help=_("of a trading run: which part of the time", "test"),
     )
     evaluate.add_argument(
@@ -194,7 +192,9 @@ def make_parser() -> options.Parser:
     )
     plot.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run; several are drawn together")
     plot.add_argument(
-        "--output", metavar="FILE.png", help="of agents; default: curves.png in the (first) run's folder"
+        "--output",
+        metavar="FILE.png",
+        help="of the learning curves of agents (default: curves.png in the first run's folder)",
     )
     plot.set_defaults(command=_plot)
     return parser
@@ -460,11 +460,13 @@ def _conclude(result: Any, given: argparse.Namespace) -> int:
         return 0 if result.stopped is None else 128 + int(result.stopped)
     if code := _told(result, "train", _places(given)):
         return code
-    if _trades(result.folder):
+    if "num_processes" in given:  # the others have gone, so that nothing can be computed with them any more
+        print(f"evaluate: btnn-jax evaluate {result.folder}")
+    elif given.evaluate_episodes and result.run.env == "trading":
         _print_backtests(result.folder, (None,))
     elif given.evaluate_episodes:
         _print_scores(result.folder, episodes=given.evaluate_episodes)
-    print(f"plot: btnn-jax plot {result.folder}")
+    print(f"plot:     btnn-jax plot {result.folder}")
     return 0
 
 
@@ -507,19 +509,26 @@ def _evaluate(given: argparse.Namespace) -> int:
     from btnn_jax.training.autoencode_run import is_autoencoder_run
 
     if is_autoencoder_run(given.run):
+        _chosen(given, "an autoencoder", ())
         _print_errors(given.run)
-        return 0
-    if _trades(given.run):
-        _print_backtests(
-            given.run, given.commission or (None,), part=given.part, seed=given.seed, best=given.best
-        )
-        return 0
-    settings = {name: getattr(given, name) for name in ("episodes", "seed", "max_steps", "best")}
-    _print_scores(given.run, **settings)
+    elif _trades(given.run):
+        chosen = _chosen(given, "a trading run", ("part", "commission", "seed", "best"))
+        _print_backtests(given.run, chosen.pop("commission", (None,)), **chosen)
+    else:
+        chosen = _chosen(given, "an agent's episodes", ("episodes", "max_steps", "seed", "best"))
+        _print_scores(given.run, **chosen)
     return 0
 
 
-def _print_scores(folder: Any, *, episodes: int, **arguments: Any) -> None:
+def _chosen(given: argparse.Namespace, what: str, names: Sequence[str]) -> dict[str, Any]:
+    """The options of `evaluate` that were given, all of which must be among `names`."""
+    chosen = {name: value for name, value in vars(given).items() if name not in ("run", "command")}
+    if others := [options.option_of(name) for name in chosen if name not in names]:
+        raise UsageError(f"evaluating {what} takes no {', '.join(others)}")
+    return chosen
+
+
+def _print_scores(folder: Any, *, episodes: int = 128, **arguments: Any) -> None:
     from btnn_jax.training.scores import score_run, scores_table
 
     print(f"evaluating {episodes} episodes of each agent ...", flush=True)
@@ -532,16 +541,15 @@ def _trades(folder: Any) -> bool:
     return read_run(folder).env == "trading"
 
 
-def _print_backtests(folder: Any, commissions: Sequence[float | None], **arguments: Any) -> None:
-    from btnn_jax.training.backtest import backtest_run, backtest_table, compare, write_backtest
+def _print_backtests(folder: Any, commissions: Sequence[float | None] = (None,), **arguments: Any) -> None:
+    from btnn_jax.training.backtest import backtest_run, backtest_table, compare, write_backtests
 
-    for commission in commissions:
-        backtest = backtest_run(folder, commission=commission, **arguments)
-        rows = compare(backtest)
-        print(f"{backtest.part} part, commission {float(backtest.env.rules.commission):g}:")
-        print(backtest_table(rows))
-        if commission is None:
-            write_backtest(folder, backtest, rows)
+    backtests = backtest_run(folder, commissions=commissions, **arguments)
+    rows = [compare(backtest) for backtest in backtests]
+    write_backtests(folder, backtests, rows)
+    for backtest, accounts in zip(backtests, rows, strict=True):
+        print(f"{backtest.part} part, commission {backtest.env.rules.commission:g}:")
+        print(backtest_table(accounts))
 
 
 def _print_errors(folder: Any) -> None:
@@ -561,10 +569,14 @@ def _plot(given: argparse.Namespace) -> int:
     from btnn_jax.plots import plot_runs
 
     print(plot_runs(given.runs, given.output))
-    if len(given.runs) == 1 and given.output is None and _trades(given.runs[0]):
+    if len(given.runs) == 1 and _trades(given.runs[0]):
         from btnn_jax.trading_plots import plot_backtest
+        from btnn_jax.training.folder import RunError
 
-        print(plot_backtest(given.runs[0]))
+        try:
+            print(plot_backtest(given.runs[0]))
+        except RunError as error:  # the curves that were asked for are there
+            print(f"no picture of its trades: {error}")
     return 0
 
 

@@ -257,7 +257,7 @@ def test_gradient_steps_left_out_are_told(capsys):
         class state:  # noqa: N801
             skipped = 3
 
-    cli._conclude(Result, episodes=0)
+    cli._told(Result, "train")
     assert "3 gradient steps were not finite" in capsys.readouterr().out
 
 

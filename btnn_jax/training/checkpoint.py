@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import logging
 import math
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
@@ -16,7 +19,7 @@ import numpy as np
 
 from btnn_jax.extras import import_extra
 from btnn_jax.training.folder import Folder, RunError, first_line, version
-from btnn_jax.training.processes import ProcessLostError
+from btnn_jax.training.processes import ProcessLostError, first_only, is_first
 
 PyTree = Any
 
@@ -39,7 +42,7 @@ class Checkpoints:
         read; None does not look at it.
 
     Raises:
-      CheckpointError: the folder does not exist.
+      CheckpointError: the folder does not exist, or what lies in it cannot be read.
       ModuleNotFoundError: Orbax is not installed.
     """
 
@@ -60,18 +63,24 @@ class Checkpoints:
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False
         )
-        self._manager = self._ocp.CheckpointManager(
-            self._folder,
-            item_handlers={
-                "state": self._ocp.StandardCheckpointHandler(),
-                "about": self._ocp.JsonCheckpointHandler(),
-            },
-            options=self._ocp.CheckpointManagerOptions(
-                create=create,
-                cleanup_tmp_directories=create,
-                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-            ),
-        )
+        try:
+            self._manager = self._ocp.CheckpointManager(
+                self._folder,
+                item_handlers={
+                    "state": self._ocp.StandardCheckpointHandler(),
+                    "about": self._ocp.JsonCheckpointHandler(),
+                },
+                options=self._ocp.CheckpointManagerOptions(
+                    create=create,
+                    cleanup_tmp_directories=create,
+                    preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+                ),
+            )
+        except Exception as error:  # as in restore
+            raise CheckpointError(
+                f"cannot read the checkpoints in {self._folder}: {first_line(error)}"
+            ) from error
+        logging.getLogger("absl").addFilter(_without_traceback)
 
     def save(self, update: int, state: PyTree, *, score: float | None = None) -> None:
         """Copies `state` and begins to write it as checkpoint `update`.
@@ -82,8 +91,13 @@ class Checkpoints:
           score: how good it is; the highest is the best.
 
         Raises:
-          CheckpointError: it cannot be written, or the one before it could not be.
+          CheckpointError: it cannot be written, or the one before it could not be, whose writing ends here.
         """
+        before: CheckpointError | None = None
+        try:
+            self.wait()
+        except CheckpointError as error:
+            before = error
         arrays, keys = to_arrays(state)
         score = None if score is None or not math.isfinite(score) else score
         about = {"keys": keys, "settings": self._settings, "version": version("btnn-jax"), "score": score}
@@ -95,6 +109,8 @@ class Checkpoints:
                 ),
                 metrics=None if score is None else {"score": score},
             )
+        if before is not None:
+            raise before
 
     def wait(self) -> None:
         """Waits until all is written.
@@ -102,8 +118,14 @@ class Checkpoints:
         Raises:
           CheckpointError: the last checkpoint could not be written.
         """
-        with self._writing(self.latest()):
-            self._manager.wait_until_finished()
+        try:
+            with self._writing(self.latest()):
+                self._manager.wait_until_finished()
+        except CheckpointError:
+            if is_first():  # what has been written of it takes room where there may be little
+                for part in self._folder.glob("*.orbax-checkpoint-tmp"):
+                    shutil.rmtree(part, ignore_errors=True)
+            raise
 
     def latest(self) -> int | None:
         """The number of the newest checkpoint; None where there is none."""
@@ -111,8 +133,11 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The number of the kept checkpoint with the highest score; the newest where none has a score."""
-        scores = {update: self._about(update)["score"] for update in self._manager.all_steps()}
-        scores = {update: score for update, score in scores.items() if score is not None}
+        scores: dict[int, float] = {}
+        for update in self._manager.all_steps():
+            with contextlib.suppress(Exception):  # a damaged one has no score; `restore` says what it is
+                score = self._about(update)["score"]
+                scores |= {} if score is None else {update: score}
         return max(scores, key=lambda update: scores[update]) if scores else self.latest()
 
     def restore(self, like: PyTree, update: int | None = None) -> PyTree:
@@ -152,14 +177,28 @@ class Checkpoints:
             raise CheckpointError(message + self._before(update)) from error
 
     def drop_after(self, update: int) -> None:
-        """Moves checkpoints newer than `update` aside, into a folder beside: a run goes on from an earlier one."""
+        """Moves checkpoints newer than `update` aside, into a folder beside: a run goes on from an earlier one.
+
+        Raises:
+          CheckpointError: they cannot be moved.
+        """
         newer = [number for number in self._manager.all_steps() if number > update]
-        if newer and jax.process_index() == 0:
-            aside = self._folder.with_name(f"{self._folder.name}-after-{update}")
-            aside.mkdir(exist_ok=True)
-            for number in newer:
-                (self._folder / str(number)).rename(aside / str(number))
+        if not newer:
+            return
+        with first_only("moving checkpoints aside") as first:
+            if first:
+                self._move_aside(newer, f"{self._folder.name}-after-{update}")
         self._manager.reload()
+
+    def _move_aside(self, numbers: list[int], name: str) -> None:
+        names = (name if again == 1 else f"{name}-{again}" for again in itertools.count(1))
+        aside = next(path for path in map(self._folder.with_name, names) if not path.exists())
+        try:
+            aside.mkdir()
+            for number in numbers:
+                (self._folder / str(number)).rename(aside / str(number))
+        except OSError as error:
+            raise CheckpointError(f"cannot move checkpoints to {aside}: {error.strerror}") from error
 
     def _about(self, update: int) -> dict[str, Any]:
         about = self._ocp.args.JsonRestore()
@@ -185,10 +224,16 @@ class Checkpoints:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Waits until all is written and closes Orbax's manager."""
+        logging.getLogger("absl").removeFilter(_without_traceback)
         if isinstance(error, ProcessLostError):
             return  # it would wait for that process
         with self._writing(self.latest()):
             self._manager.close()
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Leaves out what Orbax logs of its threads' exceptions: they are raised here, as one line."""
+    return record.exc_info is None
 
 
 def _check_settings(expected: Mapping[str, Any] | None, stored: Mapping[str, Any] | None) -> None:

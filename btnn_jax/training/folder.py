@@ -41,6 +41,7 @@ class Run:
     seed: int = 0
     env_params: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 1  # agents trained side by side in one program, from `seed` on
+    pretrained: bool = False  # whether it started from parameters that it was given
 
     @property
     def title(self) -> str:
@@ -52,10 +53,8 @@ class Run:
 def create_run(folder: Folder, run: Run) -> pathlib.Path:
     """Makes `folder` the folder of `run`; see `create_folder`."""
     environment = {"name": run.env, "params": dict(run.env_params)}
-    return create_folder(
-        folder,
-        {"environment": environment, "config": run.config.to_dict(), "seed": run.seed, "seeds": run.seeds},
-    )
+    settings = {name: getattr(run, name) for name in ("seed", "seeds", "pretrained")}
+    return create_folder(folder, {"environment": environment, "config": run.config.to_dict(), **settings})
 
 
 def create_folder(folder: Folder, settings: Mapping[str, Any]) -> pathlib.Path:
@@ -115,6 +114,7 @@ def read_run(folder: Folder) -> Run:
             config=UnrealConfig.from_dict(settings["config"]),
             seed=settings["seed"],
             seeds=settings["seeds"],
+            pretrained=settings["pretrained"],
         )
     except (ValueError, TypeError, KeyError) as error:
         raise RunError(
@@ -137,6 +137,8 @@ def read_settings(folder: Folder) -> dict[str, Any]:
         settings = json.loads((path / CONFIG).read_text())
         if not isinstance(settings, dict):
             raise ValueError(f"it holds {type(settings).__name__}")
+    except OSError as error:
+        raise RunError(f"cannot read {path / CONFIG}: {error.strerror}") from error
     except ValueError as error:
         raise RunError(f"{path / CONFIG} does not describe a run: {error}") from error
     return settings
@@ -147,20 +149,23 @@ def locked(folder: Folder) -> Iterator[None]:
     """Keeps other processes from writing into a run's folder; the system lets go of it when this process ends.
 
     Raises:
-      RunError: another process writes into it.
+      RunError: another process writes into it, or it cannot be written or locked.
     """
     try:
         import fcntl
     except ModuleNotFoundError:  # Windows has no such locks
         yield
         return
-    with (pathlib.Path(folder) / LOCK).open("a") as file:
+    with contextlib.ExitStack() as stack:
         try:
+            file = stack.enter_context((pathlib.Path(folder) / LOCK).open("a"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunError(
                 f"another process is writing into {folder}; wait for its end or stop it"
             ) from error
+        except OSError as error:
+            raise RunError(f"cannot lock the folder {folder}: {error.strerror}") from error
         yield
 
 

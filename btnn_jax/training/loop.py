@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from btnn_jax.training.checkpoint import CheckpointError, Checkpoints
-from btnn_jax.training.folder import CHECKPOINTS, RunError, locked, read_settings
+from btnn_jax.training.folder import CHECKPOINTS, METRICS, RunError, locked, read_settings
 from btnn_jax.training.metrics import Means, MetricsWriter, add_metrics, no_means, read_means, read_metrics
 from btnn_jax.training.processes import first_only, is_first, most, together
 from btnn_jax.training.profile import Profiler, peak_memory
@@ -96,8 +96,9 @@ def run_loop(
         count as training; see `btnn_jax.training.profile.Profiler`.
 
     Raises:
-      RunError: the folder is in use, the checkpoint or the metrics cannot be read, the first or the last checkpoint
-        cannot be written, too many gradient steps were not finite, or another process of the run is lost.
+      RunError: the folder is in use, the checkpoint or the metrics cannot be read, the first checkpoint cannot be
+        written or the last one at the second try either, too many gradient steps were not finite, or another process
+        of the run is lost.
       ModuleNotFoundError: a package of the extra `train` is missing.
     """
     with contextlib.ExitStack() as stack:
@@ -114,6 +115,8 @@ def run_loop(
         stack.enter_context(together())
         reporter.note(f"{program.title}, seed {seed}, in {folder}")
         newest = checkpoints.latest()
+        if newest is None and (checkpoint is not None or (folder / METRICS).exists()):
+            raise CheckpointError(f"no checkpoint in {folder / CHECKPOINTS}, where the run has left some")
         if newest is None:
             start, state = 0, jax.jit(program.init)(np.uint32(seed))
             checkpoints.save(0, state)
@@ -178,9 +181,15 @@ def run_loop(
         if means is not nothing:
             recorder.keep(update, means)
             recorder.flush()
-        if checkpoints.latest() != update:
-            checkpoints.save(update, state, score=recorder.score)
-        checkpoints.wait()
+        for last_try in (False, True):
+            try:
+                if checkpoints.latest() != update:
+                    checkpoints.save(update, state, score=recorder.score)
+                checkpoints.wait()
+            except CheckpointError as error:
+                if last_try:
+                    raise
+                reporter.note(f"{error}; once more")
         if recorder.skipped > max_skipped:
             raise RunError(
                 f"{recorder.skipped:.0f} gradient steps were not finite; the run stopped at "
@@ -231,7 +240,10 @@ class _Recorder:
         self.score = self._program.score(metrics)
         self.skipped = metrics.get("skipped", 0.0) - self._skipped_before
         self.recorded = self.seconds()
-        self._writer.write(size * update, self.recorded, metrics)
+        try:
+            self._writer.write(size * update, self.recorded, metrics)
+        except OSError as error:
+            self._reporter.note(f"cannot write the metrics yet: {error.strerror}; the run goes on")
         total = size * self._program.num_updates
         self._reporter.update(
             Progress(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import pathlib
+import time
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -17,11 +19,8 @@ from btnn_jax.training.folder import EVENTS, METRICS, Folder, RunError, write_te
 
 # Running counts, schedules, and what was measured at the end: their mean says nothing.
 LATEST = ("skipped", "learning_rate", "beta", "validation_loss", "validation_kl")
-OF_EPISODES = (
-    "episode_return",
-    "episode_length",
-    "episode_return_std",
-)  # undefined until an episode has finished
+# Undefined until an episode has finished.
+OF_EPISODES = ("episode_return", "episode_length", "episode_return_std")
 
 
 class Means(NamedTuple):
@@ -75,7 +74,6 @@ class MetricsWriter:
     """
 
     def __init__(self, folder: Folder, *, resume_from: int = 0, silent: bool = False) -> None:
-        tensorboard = import_extra("tensorboardX", "writing TensorBoard's events")
         path = pathlib.Path(folder) / METRICS
         self.seconds = 0.0
         self._silent = silent
@@ -86,9 +84,7 @@ class MetricsWriter:
             write_text(path, "".join(_line(record) for record in kept))
             self.seconds = kept[-1]["seconds"] if kept else 0.0
         self._file = path.open("a")
-        self._events = tensorboard.SummaryWriter(
-            str(pathlib.Path(folder) / EVENTS), purge_step=resume_from + 1
-        )
+        self._events = _Events(path.with_name(EVENTS), resume_from)
 
     def write(self, steps: int, seconds: float, metrics: dict[str, float]) -> None:
         """Appends one record.
@@ -97,13 +93,16 @@ class MetricsWriter:
           steps: so far.
           seconds: of training so far.
           metrics: name -> value; a value that is not finite becomes null.
+
+        Raises:
+          OSError: the disk does not take it; the next call tries again.
         """
         if self._silent:
             return
         self._file.write(_line({"steps": steps, "seconds": seconds, **metrics}))
+        self._events.write(steps, metrics)
         self._file.flush()
-        for name, value in metrics.items():
-            self._events.add_scalar(name, value, steps)
+        self._events.flush()
 
     def __enter__(self) -> MetricsWriter:
         """Returns itself."""
@@ -113,9 +112,39 @@ class MetricsWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Closes the files."""
-        if not self._silent:
-            self._file.close()
-            self._events.close()
+        if self._silent:
+            return
+        for file in (self._file, self._events):
+            with contextlib.suppress(OSError):  # of which the last `write` has told
+                file.close()
+
+
+class _Events:
+    """A file of TensorBoard's events.
+
+    It is written without the thread of tensorboardX's `SummaryWriter`, which a full disk ends and whose end nobody
+    is told of: the training would wait for it for ever.
+    """
+
+    def __init__(self, folder: pathlib.Path, resume_from: int) -> None:
+        purpose = "writing TensorBoard's events"
+        self._event = import_extra("tensorboardX.proto.event_pb2", purpose)
+        self._summary = import_extra("tensorboardX.proto.summary_pb2", purpose).Summary
+        folder.mkdir(exist_ok=True)
+        self._file = import_extra("tensorboardX.event_file_writer", purpose).EventsWriter(
+            str(folder / "events"), f".{resume_from}"
+        )
+        self.flush, self.close = self._file.flush, self._file.close
+        # TensorBoard hides what a killed run wrote after these steps.
+        start = self._event.SessionLog(status=self._event.SessionLog.START)
+        self._write(resume_from + 1, session_log=start)
+
+    def write(self, steps: int, metrics: dict[str, float]) -> None:
+        values = [self._summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self._write(steps, summary=self._summary(value=values))
+
+    def _write(self, steps: int, **what: Any) -> None:
+        self._file.write_event(self._event.Event(wall_time=time.time(), step=steps, **what))
 
 
 def read_metrics(folder: Folder) -> dict[str, np.ndarray]:

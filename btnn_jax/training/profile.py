@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
 
+from btnn_jax.training.folder import first_line
 from btnn_jax.training.processes import is_first
 from btnn_jax.training.progress import Reporter
 
@@ -67,7 +69,7 @@ class Profiler:
         self._compile_seconds, self._planned_bytes = compile_seconds, planned_bytes
         self._calls = 0
         self._started = self._update_seconds = 0.0
-        self._tracing = False
+        self._tracing = self._traced = False
 
     def __call__(self, state: PyTree, *inputs: PyTree) -> Any:
         """Calls the step."""
@@ -100,8 +102,9 @@ class Profiler:
         elif self._calls == WARM + TIMED:
             self._update_seconds = (time.perf_counter() - self._started) / TIMED
             if is_first():  # the traces of several processes of a host would have the same name
-                jax.profiler.start_trace(self._folder)
-                self._tracing = True
+                with self._without_ending_the_run():
+                    jax.profiler.start_trace(self._folder)
+                    self._tracing = True
         else:
             self._stop_trace()
             counted = peak_memory()  # before acting alone, which needs memory of its own
@@ -115,7 +118,8 @@ class Profiler:
             )
             for line in profile_table(profile).splitlines():
                 self._reporter.note(line)
-            self._reporter.note(f"trace of {TRACED} updates: tensorboard --logdir {self._folder}")
+            if self._traced:
+                self._reporter.note(f"trace of {TRACED} updates: tensorboard --logdir {self._folder}")
 
     def _acting_seconds(self, state: PyTree) -> float | None:
         if self._act is None:
@@ -129,7 +133,16 @@ class Profiler:
     def _stop_trace(self) -> None:
         if self._tracing:
             self._tracing = False
-            jax.profiler.stop_trace()
+            with self._without_ending_the_run():
+                jax.profiler.stop_trace()
+                self._traced = True
+
+    @contextlib.contextmanager
+    def _without_ending_the_run(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # another trace is under way, or the disk is full
+            self._reporter.note(f"no trace: {first_line(error)}")
 
 
 def profile_table(profile: Profile) -> str:

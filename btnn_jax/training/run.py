@@ -81,7 +81,7 @@ def train(
         does not fit it, or the shards do not fit the devices; and as `run_loop`.
       ModuleNotFoundError: a package of the extra `train` is missing.
     """
-    run = Run(env, config, seed, dict(env_params or {}), seeds)
+    run = Run(env, config, seed, dict(env_params or {}), seeds, pretrained is not None)
     agent = make_agent(run, pretrained, devices=devices)  # before the folder: what cannot be run leaves none
     path = pathlib.Path(
         folder if folder is not None else default_folder(run.env, run.config.algorithm, run.seed)
@@ -107,7 +107,16 @@ def resume(
       RunError: the folder is not a run's, its checkpoint cannot be read, or the shards do not fit the devices.
     """
     path, run = pathlib.Path(folder), read_run(folder)
-    return _go(path, run, make_agent(run, devices=devices), reporter, **loop)
+    agent = make_agent(run, devices=devices)
+    if run.pretrained:
+        agent = agent._replace(init=_no_second_start)
+    return _go(path, run, agent, reporter, **loop)
+
+
+def _no_second_start(seed: ArrayLike) -> TrainState:
+    """For a run that was killed before its first checkpoint."""
+    del seed
+    raise RunError("the run has no checkpoint yet, and only there were the parameters that it started from")
 
 
 class Agent(NamedTuple):

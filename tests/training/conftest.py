@@ -1,5 +1,8 @@
 """What the tests of runs and of checkpoints share."""
 
+import contextlib
+import resource
+
 import jax
 import numpy as np
 import pytest
@@ -16,3 +19,33 @@ def raw():
     return lambda state: {
         jax.tree_util.keystr(path): bits(x) for path, x in jax.tree_util.tree_leaves_with_path(state)
     }
+
+
+@pytest.fixture(scope="session")
+def compiled():
+    """A list that every program is added to that XLA compiles from now on."""
+    programs = []
+
+    def listen(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            programs.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield programs
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture
+def files_below():
+    """A block in which no file can grow beyond some bytes: writing fails as on a disk that is full."""
+
+    @contextlib.contextmanager
+    def limit(size):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit

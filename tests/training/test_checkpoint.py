@@ -117,3 +117,58 @@ def test_a_checkpoint_that_was_being_written_does_not_count(tmp_path, raw):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest() == 1
         assert raw(checkpoints.restore(make_state(0))) == raw(make_state(1))
+
+
+def test_a_write_that_fails_in_the_background_is_one_line_and_leaves_nothing(tmp_path, files_below, capfd):
+    state = {"x": jnp.asarray(np.random.default_rng(0).normal(size=100_000), jnp.float32)}
+    with Checkpoints(tmp_path) as checkpoints:
+        with files_below(50_000):
+            checkpoints.save(1, state)
+            with pytest.raises(CheckpointError, match="cannot write the checkpoint") as caught:
+                checkpoints.wait()
+        assert "\n" not in str(caught.value)
+        assert "Traceback" not in capfd.readouterr().err
+        assert list(tmp_path.iterdir()) == []
+        checkpoints.save(2, state)
+        checkpoints.wait()
+        assert checkpoints.latest() == 2
+
+
+def test_a_failed_write_does_not_cost_the_next_one(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path) as checkpoints:
+        failures, wait = [OSError("disk full")], checkpoints._manager.wait_until_finished
+
+        def fail_once():
+            wait()
+            if failures:
+                raise failures.pop()
+
+        monkeypatch.setattr(checkpoints._manager, "wait_until_finished", fail_once)
+        with pytest.raises(CheckpointError, match="disk full"):
+            checkpoints.save(2, make_state(2))
+        checkpoints.wait()
+        assert checkpoints.latest() == 2
+
+
+def test_a_damaged_checkpoint_is_not_the_best(tmp_path):
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        for update, score in [(1, 5.0), (2, 9.0), (3, 7.0)]:
+            checkpoints.save(update, make_state(update), score=score)
+    for file in (tmp_path / "2" / "about").rglob("*"):
+        file.unlink()
+    with Checkpoints(tmp_path, create=False) as checkpoints:
+        assert checkpoints.best() == 3
+
+
+def test_going_back_twice_keeps_all_that_was_newer(tmp_path):
+    folder = tmp_path / "checkpoints"
+    for _ in range(2):
+        with Checkpoints(folder) as checkpoints:
+            for update in (1, 2):
+                if checkpoints.latest() != 1 or update == 2:
+                    checkpoints.save(update, make_state(update))
+            checkpoints.wait()
+            checkpoints.drop_after(1)
+            assert checkpoints.latest() == 1
+    assert (tmp_path / "checkpoints-after-1" / "2").is_dir()
+    assert (tmp_path / "checkpoints-after-1-2" / "2").is_dir()

@@ -1,6 +1,8 @@
 """The loop on the host, around a train step of one addition."""
 
+import contextlib
 import errno
+import fcntl
 import json
 from typing import NamedTuple
 
@@ -8,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from btnn_jax.training.checkpoint import CheckpointError, Checkpoints
 from btnn_jax.training.folder import RunError, create_folder, locked
 from btnn_jax.training.loop import Program, run_loop
+from btnn_jax.training.metrics import read_metrics
 from btnn_jax.training.progress import Silent
 
 UPDATES = 12
@@ -169,3 +173,58 @@ def test_a_state_is_copied_before_the_next_step_overwrites_it(tmp_path):
         checkpoints.wait()
         for update in range(5):
             np.testing.assert_array_equal(checkpoints.restore(state, update)["x"], float(update))
+
+
+def test_no_metrics_are_lost_on_a_disk_that_was_full_for_a_while(folder, files_below):
+    with contextlib.ExitStack() as full:
+
+        class Filler(Notes):
+            def update(self, progress):
+                if progress.steps == 3:
+                    full.enter_context(files_below(300))
+                if progress.steps == 10:
+                    full.close()
+
+        reporter = Filler()
+        assert go(folder, reporter=reporter, checkpoint_minutes=1e9).steps == UPDATES
+    assert any("cannot write the metrics yet: File too large" in note for note in reporter.notes)
+    assert read_metrics(folder)["steps"].tolist() == list(range(1, UPDATES + 1))
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("count")] == list(range(1, UPDATES + 1))
+
+
+def test_a_last_checkpoint_that_fails_is_tried_once_more(folder, monkeypatch):
+    class Filler(Notes):
+        def update(self, progress):
+            if progress.steps == UPDATES:
+                disk.room = 0
+
+        def note(self, text):
+            super().note(text)
+            disk.room = 100
+
+    disk = Disk(monkeypatch, 100)
+    reporter = Filler()
+    go(folder, reporter=reporter, checkpoint_minutes=1e9)
+    assert "No space left on device; once more" in reporter.notes[-1]
+    assert kept(folder)[-1] == UPDATES
+
+
+def test_a_run_that_has_lost_its_checkpoints_does_not_start_again(folder):
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        go(folder, checkpoint=3)
+    go(folder)
+    (folder / "checkpoints").rename(folder.with_name("elsewhere"))
+    metrics = (folder / "metrics.jsonl").read_text()
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .*, where the run has left some$"):
+        go(folder)
+    assert (folder / "metrics.jsonl").read_text() == metrics
+
+
+def test_a_folder_that_cannot_be_locked_is_one_line(folder, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(RunError, match=r"cannot lock the folder .*: No locks available$"):
+        go(folder)

@@ -107,8 +107,8 @@ def test_a_compiler_that_divides_the_program_itself_learns_the_same():
 def test_shards_do_not_share_a_stream():
     mapped = make_mapped(BARE, ENV)
     state = jax.jit(mapped.init)(jax.random.key(0))
-    keys = jax.random.key_data(state.actors.keys).reshape(8 * BARE.num_envs, -1)
-    assert len(np.unique(keys, axis=0)) == 8 * BARE.num_envs
+    for keys, count in ((state.actors.keys, 8 * BARE.num_envs), (state.key, 8)):
+        assert len(np.unique(jax.random.key_data(keys).reshape(count, -1), axis=0)) == count
 
 
 def test_a_population_learns_as_its_members_do_alone():

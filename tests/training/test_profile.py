@@ -109,6 +109,14 @@ def test_a_run_that_fails_while_it_is_traced_ends_the_trace(folder):
         pass
 
 
+def test_a_trace_that_is_under_way_does_not_end_the_run(folder):
+    with jax.profiler.trace(folder / "another"):
+        told = go(folder)
+    assert "no trace: " in told
+    assert "tensorboard --logdir" not in told
+    assert traces(folder) == []
+
+
 def test_the_rate_is_that_of_the_part():
     lines = profile_table(Profile(1.0, 0.5, 0.125, 100, None, False)).splitlines()
     assert [line.split()[-2:] for line in lines[2:]] == [["100%", "200"], ["25%", "800"], ["75%", "267"]]

@@ -173,6 +173,13 @@ def test_a_run_that_was_killed_goes_on_from_its_newest_checkpoint(straight, tmp_
     assert curve(tmp_path / "run") == curve(straight[0].folder)
 
 
+def test_what_a_run_started_from_is_not_replaced_by_chance(tmp_path):
+    """A run with pretrained parameters that is killed before its first checkpoint."""
+    create_run(tmp_path / "run", Run("probe-memory", TINY, pretrained=True))
+    with pytest.raises(RunError, match="no checkpoint yet, and only there were the parameters"):
+        resume(tmp_path / "run", reporter=Silent())
+
+
 def test_keeps_the_newest_checkpoints(tmp_path):
     start(tmp_path / "run", checkpoint_minutes=1e-9, keep=3)
     found = {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()}
