@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from btnn_jax.data import Series, gaps, load_csv, load_installed
 
+BAR = "Date,Open,High,Low,Close\n"
 HEADER = "Date,Open,Close,Volume\n"
 ROWS = ["2024-01-02,1,2,0\n", "2024-01-03,3,4,5\n", "2024-01-04,5,6,7\n"]
 
@@ -39,7 +40,7 @@ def at(*texts):
         ),
         (  # BTGym's own test files: the times are an index without a header
             "1_O;2_H;3_L;4_C;5_V\n20170101 000000;1.1;1.2;1;1.1;0.0\n20170101 000100;1.1;1.2;1;1.1;0.0\n",
-            ("1_O", "2_H", "3_L", "4_C", "5_V"),
+            ("Open", "High", "Low", "Close", "Volume"),
             ("2017-01-01T00:00:00", "2017-01-01T00:01:00"),
             [[1.1, 1.2, 1, 1.1, 0]] * 2,
         ),
@@ -60,6 +61,18 @@ def at(*texts):
             ("Close",),
             ("2017-03-25T22:00:00", "2017-03-26T03:00:00"),
             [[1], [2]],
+        ),
+        (  # bars in short, out of order; times without a separator
+            "t,c,v,o,h,l\n20161231235900,2,0,1,3,1\n20170101000000,3,1,2,3,1\n",
+            ("Close", "Volume", "Open", "High", "Low"),
+            ("2016-12-31T23:59", "2017-01-01"),
+            [[2, 0, 1, 3, 1], [3, 1, 2, 3, 1]],
+        ),
+        (  # shares whose names are letters
+            "Date,C,V,O\n20170102,2,4,1\n",
+            ("C", "V", "O"),
+            ("2017-01-02",),
+            [[2, 4, 1]],
         ),
         (  # ISO with zones, tabs, the times not first, Windows' line ends, a byte order mark, a blank line
             "\ufeffClose\tTime\r\n1\t2017-01-03T00:00:00-05:00\r\n\r\n2\t2017-01-03T05:00:01Z\r\n",
@@ -103,6 +116,12 @@ def test_columns_are_chosen_without_reading_the_others(write):
     np.testing.assert_array_equal(series.values, [[2, 1]])
 
 
+def test_a_quote_left_open_does_not_swallow_rows(write):
+    path = write('Date,Close,Of\n2024-01-02,1,A\n2024-01-03,2,"B\n2024-01-04,3,C\n')
+    with pytest.raises(ValueError, match=r"line 3: unexpected end of data$"):
+        load_csv(path, columns=["Close"])
+
+
 def test_gzip(write):
     series = load_csv(write(gzip.compress((HEADER + ROWS[0]).encode()), "prices.csv.gz"))
     np.testing.assert_array_equal(series.values, [[1, 2, 0]])
@@ -138,6 +157,24 @@ def test_gzip(write):
         ("", "is not a CSV file: its first line is ''"),
         ("Some words.\n", "is not a CSV file: its first line is 'Some words.'"),
         ("2024-01-02,1,2\n", "has no header"),
+        (HEADER + ROWS[0] + "2024-01-03,1_000,4,5\n", "line 3: Open is '1_000', not a number"),
+        (HEADER + ROWS[0] + '2024-01-03,"3,4,5\n' + ROWS[2], "line 3: unexpected end of data"),
+        (HEADER + ROWS[0] + '"2024-01-03,3,4,5\n' + ROWS[2] * 20_000, "line 3: unexpected end of data"),
+        (HEADER + ROWS[0] + "1" * 200_000 + "\n", "line 3: field larger than field limit"),
+        (HEADER + ROWS[0] + "2024-01-03,x" + "1" * 1000 + ",4,5\n", "line 3: Open is 'x111"),
+        ("Date" * 50_000 + ",Close\n" + ROWS[0], "line 1: field larger than field limit"),
+        ("\nDate,Close,Volume,CLOSE\n" + ROWS[0], "line 2: two columns are named 'CLOSE'"),
+        (
+            HEADER + ROWS[0] + "1512010112345,3,4,5\n",
+            "line 3: Date is '1512010112345', not a time such as 2017-01-31 22:00:00 or 20170131 220000",
+        ),
+        (HEADER + "1512010112,3,4,5\n", "line 2: Date is '1512010112', not a time"),
+        (
+            BAR + "2024-01-02,2,3,1,2\n\n2024-01-03,1,3,1,3.01\n2024-01-04,1,3,2,2\n",
+            "line 4: High and Low must enclose Open and Close, got Open 1.0, High 3.0, Low 1.0, Close 3.01 "
+            "(and 1 more",
+        ),
+        (BAR + "2024-01-02,2,1,3,2\n", "line 2: High and Low must enclose Open and Close"),
         (b"Date,Close\n\xff\xfe\x00,1\n", "is not a text file"),
         (HEADER.encode() + ROWS[0].encode() * 10_000 + b"\xff\xfe", "is not a text file"),
     ],
@@ -148,6 +185,30 @@ def test_a_bad_file_is_one_line_with_its_name(write, text, message):
         load_csv(path)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300 + len(str(path))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file[:-20],
+        lambda file: file[:10] + b"\xff" * 99,
+        lambda file: file[:-8] + bytes(8),
+        lambda file: b"Date" + file,
+    ],
+    ids=["cut", "overwritten", "sums", "another"],
+)
+def test_a_damaged_gzip_file_is_one_line_with_its_name(write, damage):
+    whole = gzip.compress((HEADER + "".join(f"{2000 + i}-01-02,1,{i + 1},0\n" for i in range(999))).encode())
+    with pytest.raises(ValueError, match=r"prices\.csv\.gz is not a whole gzip file: .+$"):
+        load_csv(write(damage(whole), "prices.csv.gz"))
+
+
+def test_rounded_bars_are_bars(write):
+    text = BAR + "2024-01-02,0.30000000000000004,0.3,0.1,0.09999999999999999\n"
+    assert load_csv(write(text)).values[0, 0] > 0.3
+    wrong = text.replace("0.1,", "0.31,")
+    np.testing.assert_array_equal(load_csv(write(wrong), columns=["Open", "Low"]).values[:, 1], 0.31)
 
 
 @pytest.mark.parametrize("column", ["High", "Date", ""])
@@ -162,10 +223,11 @@ def test_rows_are_put_in_order_where_asked(write):
     path = write(HEADER + ROWS[2] + ROWS[0] + "2024-01-02,8,9,0\n" + ROWS[1])
     with pytest.raises(ValueError, match=r"line 4: repeats the time 2024-01-02T00:00:00 of line 3$"):
         load_csv(path, unsorted="sort")
-    for duplicates, opening in [("first", [1, 3, 5]), ("last", [8, 3, 5])]:
+    for duplicates, opening, line in [("first", [1, 3, 5], 3), ("last", [8, 3, 5], 4)]:
         series = load_csv(path, unsorted="sort", duplicates=duplicates)
         np.testing.assert_array_equal(series.times, at("2024-01-02", "2024-01-03", "2024-01-04"))
         np.testing.assert_array_equal(series.select("Open").values[:, 0], opening)
+        np.testing.assert_array_equal(series.lines, [line, 5, 2])
     with pytest.raises(ValueError, match="comes after"):
         load_csv(path, duplicates="first")
     with pytest.raises(ValueError, match="got 'drop' and 'error'"):
@@ -178,6 +240,16 @@ def test_gaps_are_longer_than_the_usual_step():
     assert gaps(series) == [(3, days[2], days[3])]
     assert gaps(series[4:]) == []
     assert gaps(Series(("Close",), None, np.ones((6, 1)))) == []
+
+
+def test_lines_of_the_file(write):
+    days = [f"2024-01-0{day},1,2,0\n" for day in (1, 2, 3, 4, 7, 8)]
+    series = load_csv(write(HEADER + "\n" + "\n".join(days)))
+    np.testing.assert_array_equal(series.lines, [3, 5, 7, 9, 11, 13])
+    assert [series.lines[gap.row] for gap in gaps(series)] == [11]
+    later = series[1:].select("Close")
+    assert [later.lines[gap.row] for gap in gaps(later)] == [11]
+    assert Series(("Close",), None, np.ones((6, 1)))[1:].lines is None
 
 
 def test_rows_and_columns_of_a_series():
