@@ -266,9 +266,8 @@ def backtest_run(
         return agents(greedy_key, greedy=True), agents(sampled_key, greedy=False), strategies
 
     costs = [held_out.rules.commission if x is None else x for x in commissions]
-    swept = jax.jit(jax.vmap(trade_all, in_axes=(0, None, None)))(
-        jnp.asarray(costs, jnp.float32), params, jax.random.key(seed)
-    )
+    sweep = jax.jit(jax.vmap(trade_all, in_axes=(0, None, None)))
+    swept = jax.device_get(sweep(jnp.asarray(costs, jnp.float32), params, jax.random.key(seed)))
     return [
         Backtest(
             dataclasses.replace(held_out, rules=held_out.rules._replace(commission=cost)),
