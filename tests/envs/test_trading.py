@@ -150,7 +150,7 @@ CASES = {
     "leverage": (1, {"fraction": 5.0, "leverage": 5.0, "commission": 1e-5}),
     "weights": (1, {"weights": (-1, -0.5, 0, 0.5, 1)}),
     "three assets": (3, {"spread": 1e-3}),
-    "three assets, tight margin": (3, {"stakes": 3, "leverage": 0.8, "fraction": 0.5}),
+    "three assets, tight margin": (3, {"stakes": 3, "leverage": 0.8, "stake": 1500.0}),
     "three weights": (3, {"weights": (-2, 0, 2), "leverage": 2.0}),
     "skipped bars": (1, {"skip_frame": 4}),
 }
@@ -423,7 +423,7 @@ def test_parts_share_no_bar():
 
 
 def test_one_at_a_time_or_many_at_once_is_the_same():
-    env = make(bars(2), stakes=2, spread=1e-3, slippage=1e-3, sampling="random", episode=7)
+    env = make(bars(2), stakes=2, leverage=2.0, spread=1e-3, slippage=1e-3, sampling="random", episode=7)
     actions = at_random(env, 3, 9)
     together = jax.tree.leaves(play(env, actions, first=20, step=True)[1:])
     again = jax.tree.leaves(play(env, actions, first=20, step=True)[1:])
@@ -466,7 +466,61 @@ def test_data_of_every_kind(tmp_path):
     several = Series(("x", "y", "z"), None, bars(3)[..., 3])
     assert make(several, columns=("z", "x")).action_depths == {"z": 4, "x": 4}
     np.testing.assert_allclose(make(several, columns=("z",)).close, bars(3)[:, 2:, 3], rtol=1e-6)
+    assert make(several, columns="z, x").action_depths == {"z": 4, "x": 4}
+    np.testing.assert_allclose(make(ohlc, columns="low").close, bars()[:, :, 2], rtol=1e-6)
     assert make(closes, signal=np.ones((BARS, 2))).observation["external"].shape == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("columns", "assets", "lines"),
+    [
+        ("Date,Open,High,Low,Close,Adj Close,Volume", ("price",), 4),
+        ("Date;1_O;2_H;3_L;4_C;5_V", ("price",), 4),
+        ("Date,Volume,Close,Open", ("price",), 2),
+        ("Date,Close,Volume", ("Close",), 1),
+        ("Date,CLOSE,Adj Close,Vol.", ("CLOSE",), 1),
+        ("Date,Adj Close,volume", ("Adj Close",), 1),
+        ("Date,C,V,AAPL,VOLV", ("C", "V", "AAPL", "VOLV"), 4),
+        ("Date,AAPL,MSFT,AAPL Volume", ("AAPL", "MSFT"), 2),
+        ("Date,Open,High,Low,Volume", None, None),
+        ("Date,High,Low,Close", None, None),
+        ("Date,Open", None, None),
+        ("Date,Volume", None, None),
+    ],
+)
+def test_columns_of_a_file(tmp_path, columns, assets, lines):
+    path = tmp_path / "prices.csv"
+    separator = ";" if ";" in columns else ","
+    cells = separator.join(["2"] * columns.count(separator))
+    path.write_text("\n".join([columns, *(f"{year}-01-01{separator}{cells}" for year in range(1900, 2000))]))
+    if assets is None:
+        found = columns[5:].replace(",", ", ")
+        with pytest.raises(
+            ValueError, match=rf"prices\.csv .* has the columns {found}: expected Open and Close"
+        ):
+            make(path)
+    else:
+        env = make(path, signal="prices")
+        assert env.assets == assets
+        assert env.signal.shape == (100, lines)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (
+            {},
+            r"99 bars \(all\) are too few for a window of 32 and an episode of 256: at least 288 are needed",
+        ),
+        ({"part": "test", "embargo": 0}, r"15 bars \(test\) are too few for a window of 32"),
+        ({"part": "test"}, "99 rows are too few for parts of"),
+    ],
+)
+def test_a_file_that_is_too_short_is_named_with_its_last_line(tmp_path, params, message):
+    path = tmp_path / "prices.csv"
+    path.write_text("time,Close\n\n" + "".join(f"{year}-01-01,1\n" for year in range(1900, 1999)))
+    with pytest.raises(ValueError, match=rf"prices\.csv \(99 rows to line 101\): {message}"):
+        envs.make("trading", data=path, **params)
 
 
 @pytest.mark.parametrize(
@@ -479,6 +533,7 @@ def test_data_of_every_kind(tmp_path):
             r"closes \[N\] or \[N, A\] or bars \[N, A, 4\], got shape \(3, 1, 2\)",
         ),
         ({"data": -np.ones(99)}, r"above 0, got -1\.0"),
+        ({"data": np.array([1.0, np.inf] * 50)}, "finite and above 0, got inf"),
         ({"data_params": {"perod": 3}}, "unknown data_params of sine 'perod'; did you mean 'period'"),
         (
             {"data": np.ones(99), "data_params": {"seed": 3}},
@@ -497,15 +552,30 @@ def test_data_of_every_kind(tmp_path):
         ({"reward": "logs"}, "unknown reward 'logs'; did you mean 'log'"),
         ({"signal": "price"}, "unknown signal 'price'; did you mean 'prices'"),
         ({"signal": np.ones((5, 2))}, r"signal must be \[4096, C\].*got shape \(5, 2\)"),
-        ({"window": 0}, "window must be at least 1, got 0"),
-        ({"skip_frame": 0}, "skip_frame must be at least 1, got 0"),
-        ({"episode": 0}, "4096 bars"),
+        ({"window": 0}, "window must be a whole number of at least 1, got 0"),
+        ({"window": True}, "window must be a whole number of at least 1, got True"),
+        ({"skip_frame": 0}, "skip_frame must be a whole number of at least 1, got 0"),
+        ({"episode": 0}, "episode must be a whole number of at least 1, got 0"),
+        ({"episode": 100.5}, r"episode must be a whole number of at least 1, got 100\.5"),
+        ({"stakes": 1.5}, r"stakes must be a whole number of at least 1, got 1\.5"),
+        ({"stride": "2"}, "stride must be a whole number of at least 1, got '2'"),
+        ({"embargo": 0.5}, r"embargo must be a whole number of at least 0, got 0\.5"),
+        ({"reward_scale": float("nan")}, "reward_scale must be above 0, got nan"),
+        ({"reward_scale": float("inf")}, "reward_scale must be above 0, got inf"),
+        ({"discount": float("nan")}, "discount must be at least 0, got nan"),
+        ({"discount": 1.5}, r"discount must be at most 1, got 0\.1 and 1\.5"),
+        ({"cash": "much"}, "cash must be above 0, got 'much'"),
+        ({"cash": True}, "cash must be above 0, got True"),
         ({"commission": -1e-4}, r"commission must be at least 0, got -0\.0001"),
         ({"commission": float("nan")}, "commission must be at least 0, got nan"),
         ({"spread": 2.0}, "stay below 1, got 1.0"),
         ({"cash": 0}, "cash must be above 0, got 0"),
-        ({"drawdown": 1.5}, "at most 1, got 1.5"),
+        ({"drawdown": 1.5}, r"at most 1, got 1\.5"),
         ({"fraction": 2.0}, "positions of 2 times the equity need a leverage of as much, got 1"),
+        (
+            {"fraction": 0.5, "stakes": 3},
+            r"positions of 1\.5 times the equity need a leverage of as much, got 1",
+        ),
         ({"weights": (0.5, 1)}, "weights must be numbers, 0 and others"),
         ({"weights": (0, 1), "stake": 3.0}, r"leave stake \(3.0\)"),
         ({"widnow": 3}, "unknown parameter of trading 'widnow'; did you mean 'window'"),
@@ -551,7 +621,7 @@ def test_the_optimal_policy_is_never_beaten():
     results = [optimal_policy(make(commission=c)).log_return for c in (0, 1e-3, 1e-2, 0.5)]
     assert results == sorted(results, reverse=True)
     assert results[-1] == 0
-    for params in ({"stakes": 2}, {"weights": (0, 1)}, {"slippage": 0.1}, {"data": bars(2)}):
+    for params in ({"stakes": 2, "leverage": 2.0}, {"weights": (0, 1)}, {"slippage": 0.1}, {"data": bars(2)}):
         with pytest.raises(ValueError, match="one asset without slippage, got"):
             optimal_policy(make(**params))
     with pytest.raises(ValueError, match="first must be from 3 to 3, got 4"):

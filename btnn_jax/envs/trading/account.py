@@ -44,7 +44,7 @@ def fill(
 
     Orders are sized, and their margin is taken, at the price without spread, slippage and commission. An order that
     needs more margin than is free after those of the assets before it is refused as a whole; what makes a position
-    smaller never is.
+    smaller never is. A refused order still counts before those of the assets after it, which may be refused for it.
 
     Args:
         rules: sizes and costs.

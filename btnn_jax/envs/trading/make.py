@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ def make_trading(
     data: Data = "sine",
     *,
     data_params: Mapping[str, Any] | None = None,
-    columns: Sequence[str] | None = None,
+    columns: str | Sequence[str] | None = None,
     part: str = "all",
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     embargo: int | None = None,
@@ -68,7 +69,8 @@ def make_trading(
             the one before closed); a name of `btnn_jax.data.INSTALLED`; a CSV file; a `Series`; or an array of closes
             `[N]` or `[N, A]` or of bars `[N, A, 4]`.
         data_params: of a generator, such as `{"period": 64, "length": 4096, "seed": 0}`.
-        columns: of a file or a series, each the closes of an asset.
+        columns: of a file or a series, each the closes of an asset, also as `"AAPL,MSFT"`; None for the bars of one
+            asset where there are Open and Close, for Close where it is alone, or else for all but volumes.
         part: `"train"`, `"validation"` or `"test"`, which follow each other in time, or `"all"`. Windows of one part
             share no bar with those of another.
         fractions: of the three parts.
@@ -87,7 +89,8 @@ def make_trading(
         stake: units of a stake; None for `fraction`.
         fraction: of the equity that one stake (or a weight of 1) is worth, divided by the number of assets.
         leverage: how many times the equity all positions together may be worth when an order is filled; one that
-            needs more is refused as a whole.
+            needs more is refused as a whole. Where `leverage` is no more than `fraction`, an agent that is long is
+            shut out of the last asset once the others have risen: more leverage gives it headroom.
         commission: fraction of the value traded, paid when a position is opened and when it is closed.
         spread: between bid and ask, as a fraction of the price; a trade pays half of it.
         slippage: largest, as a fraction of the price; each trade draws its own, uniform from 0.
@@ -115,21 +118,22 @@ def make_trading(
         ("reward", reward, REWARDS),
     ):
         check_known(name, [value], known)
-    _check_least(1, window=window, stride=stride, skip_frame=skip_frame, stakes=stakes)
-    _check_least(0, commission=commission, spread=spread, slippage=slippage, embargo=embargo)
-    _check_above(
-        0, cash=cash, leverage=leverage, fraction=fraction, stake=stake, target=target, drawdown=drawdown
-    )
-    if drawdown > 1:
-        raise ValueError(f"drawdown must be a fraction of at most 1, got {drawdown}")
+    _check_whole(1, window=window, episode=episode, stride=stride, skip_frame=skip_frame, stakes=stakes)
+    _check_whole(0, embargo=embargo)
+    _check_least(0, commission=commission, spread=spread, slippage=slippage, discount=discount)
+    _check_above(0, cash=cash, leverage=leverage, fraction=fraction, stake=stake, target=target)
+    _check_above(0, drawdown=drawdown, reward_scale=reward_scale)
+    if max(drawdown, discount) > 1:
+        raise ValueError(f"drawdown and discount must be at most 1, got {drawdown} and {discount}")
     if spread / 2 + slippage >= 1:
         raise ValueError(f"half the spread and slippage must stay below 1, got {spread / 2 + slippage}")
     if weights is not None:
         _check_weights(weights, stake, stakes)
-    most = fraction * max(map(abs, weights or (1.0,)))
+    most = fraction * stakes * max(map(abs, weights or (1.0,)))
     if stake is None and most > leverage * (1 + 1e-6):
         raise ValueError(
-            f"positions of {most:g} times the equity need a leverage of as much, got {leverage:g}: all would be refused"
+            f"positions of {most:g} times the equity need a leverage of as much, got {leverage:g}: orders would be "
+            "refused"
         )
     market = load_market(data, data_params or {}, columns)
     table = _signal(market, signal, periods)
@@ -139,13 +143,16 @@ def make_trading(
     if part != "all":
         if len(fractions) != len(PARTS):
             raise ValueError(f"fractions are of {', '.join(PARTS)}, got {tuple(fractions)}")
-        rows = split(len(market.close), fractions, embargo=embargo)[PARTS.index(part)]
+        try:
+            rows = split(len(market.close), fractions, embargo=embargo)[PARTS.index(part)]
+        except ValueError as error:
+            raise ValueError(f"{market.source}: {error}") from None
     bars = rows.stop - rows.start
     length = bars - window if episode is None else episode
     if length < 1 or bars < window + length:
         raise ValueError(
-            f"{bars} bars ({part}) are too few for a window of {window} and an episode of {max(length, 1)}: "
-            f"at least {window + max(length, 1)} are needed"
+            f"{market.source}: {bars} bars ({part}) are too few for a window of {window} and an episode of "
+            f"{max(length, 1)}: at least {window + max(length, 1)} are needed"
         )
     first = rows.start + window - 1
     return TradingEnvironment(
@@ -219,13 +226,24 @@ def _check_weights(weights: Sequence[float], stake: float | None, stakes: int) -
         raise ValueError(f"weights are parts of the equity: leave stake ({stake}) and stakes ({stakes}) out")
 
 
+def _check_whole(least: int, **arguments: int | None) -> None:
+    for name, value in arguments.items():
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if value is not None and not (whole and value >= least):
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
 def _check_least(least: float, **arguments: float | None) -> None:
     for name, value in arguments.items():
-        if value is not None and not (least <= value < math.inf):
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+        if value is not None and not (_is_number(value) and least <= value < math.inf):
+            raise ValueError(f"{name} must be at least {least}, got {value!r}")
 
 
 def _check_above(least: float, **arguments: float | None) -> None:
     for name, value in arguments.items():
-        if value is not None and not (least < value < math.inf):
-            raise ValueError(f"{name} must be above {least}, got {value}")
+        if value is not None and not (_is_number(value) and least < value < math.inf):
+            raise ValueError(f"{name} must be above {least}, got {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from btnn_jax.data import INSTALLED, Series, generators, load_csv, load_installed
+from btnn_jax.data.series import is_volume
 from btnn_jax.envs.base import check_known
 
 Data = str | os.PathLike[str] | Series | np.ndarray | jax.Array
@@ -35,36 +36,41 @@ class Market(NamedTuple):
     open: np.ndarray  # [N, A]
     close: np.ndarray  # [N, A]
     lines: np.ndarray  # [N, A * L]: open, high, low and close of bars (L = 4), or closes alone (L = 1)
+    source: str = "data"  # what messages call it
 
 
-def load_market(data: Data, params: Mapping[str, Any], columns: Sequence[str] | None) -> Market:
+def load_market(data: Data, params: Mapping[str, Any], columns: str | Sequence[str] | None) -> Market:
     """Finds prices by name, reads them from a file, generates them or takes them as they are given.
 
-    A series with columns Open and Close is one asset's bars; of any other, each column is the closes of an asset.
-    Where there are only closes, a bar opens where the one before it closed.
+    A series with columns Open and Close is one asset's bars, one with a Close alone its closes; of any other, each
+    column but volumes is the closes of an asset. Where there are only closes, a bar opens where the one before it
+    closed.
 
     Args:
         data: one of `GENERATORS` or `btnn_jax.data.INSTALLED`, a CSV file, a series, or an array of closes `[N]` or
             `[N, A]` or of bars `[N, A, 4]` of open, high, low and close.
         params: of a generator.
-        columns: of a file or a series, each the closes of an asset; None for what is said above.
+        columns: of a file or a series, each the closes of an asset, also as one string with commas between them; None
+            for what is said above.
 
     Raises:
         ValueError: there is no such data, the file cannot be read, or what there is are no prices.
         ModuleNotFoundError: the package is missing that carries the series.
     """
+    if isinstance(columns, str):
+        columns = [name.strip() for name in columns.split(",")]
     if isinstance(data, str) and data in GENERATORS:
         if columns is not None:
             raise ValueError(f"{data} is generated and has no columns, got {tuple(columns)}")
-        return _of_array(_generate(data, dict(params)))
+        return _of_array(_generate(data, dict(params)))._replace(source=data)
     if params:
         raise ValueError(
             f"only {', '.join(GENERATORS)} have data_params, got {dict(params)} for {_show(data)}"
         )
     if isinstance(data, str | os.PathLike):
-        data = _read(data)
+        return _of_series(_read(data), columns, str(data))
     if isinstance(data, Series):
-        return _of_series(data, columns)
+        return _of_series(data, columns, "data")
     if columns is not None:
         raise ValueError(f"an array has no columns to choose, got {tuple(columns)}")
     return _of_array(np.asarray(data, np.float64))
@@ -92,15 +98,24 @@ def _generate(name: str, params: dict[str, Any]) -> np.ndarray:
     return np.asarray(prices[0] if isinstance(prices, tuple) else prices, np.float64)
 
 
-def _of_series(series: Series, columns: Sequence[str] | None) -> Market:
-    known = {name.casefold() for name in series.names}
-    if columns is None and {"open", "close"} <= known:
-        lines = series.select(*(name for name in BAR if name in known)).values
+def _of_series(series: Series, columns: Sequence[str] | None, source: str) -> Market:
+    names = [name.casefold() for name in series.names]
+    bar = [name for name in BAR if name in names]
+    if series.lines is not None and len(series):
+        source = f"{source} ({len(series)} rows to line {series.lines[-1]})"
+    if columns is None and {"open", "close"} <= set(bar):
+        lines = series.select(*bar).values
         opens, closes = (series.select(name).values for name in ("open", "close"))
-        return _checked(Market(("price",), series.times, opens, closes, lines))
-    if columns is not None:
-        series = series.select(*columns)
-    return _of_array(series.values)._replace(assets=series.names, times=series.times)
+        return _checked(Market(("price",), series.times, opens, closes, lines, source))
+    if columns is None:
+        columns = bar if bar == ["close"] else [name for name in series.names if not is_volume(name)]
+        if bar not in ([], ["close"]) or not columns:
+            raise ValueError(
+                f"{source} has the columns {', '.join(series.names)}: expected Open and Close, Close alone or one for "
+                "each asset; or choose columns"
+            )
+    series = series.select(*columns)
+    return _of_array(series.values)._replace(assets=series.names, times=series.times, source=source)
 
 
 def _of_array(prices: np.ndarray) -> Market:
@@ -117,8 +132,9 @@ def _of_array(prices: np.ndarray) -> Market:
 
 
 def _checked(market: Market) -> Market:
-    if not np.all(np.isfinite(market.lines) & (market.lines > 0)):
-        raise ValueError(f"prices must be finite and above 0, got {market.lines.min()}")
+    wrong = market.lines[~(np.isfinite(market.lines) & (market.lines > 0))]
+    if wrong.size:
+        raise ValueError(f"prices must be finite and above 0, got {wrong[0]}")
     return market
 
 
