@@ -120,6 +120,8 @@ def make_trading(
         check_known(name, [value], known)
     _check_whole(1, window=window, episode=episode, stride=stride, skip_frame=skip_frame, stakes=stakes)
     _check_whole(0, embargo=embargo)
+    for period in periods:
+        _check_whole(1, periods=period)
     _check_least(0, commission=commission, spread=spread, slippage=slippage, discount=discount)
     _check_above(0, cash=cash, leverage=leverage, fraction=fraction, stake=stake, target=target)
     _check_above(0, drawdown=drawdown, reward_scale=reward_scale)
