@@ -173,7 +173,7 @@ def make_parser() -> options.Parser:
     evaluate.add_argument(
         "--part",
         choices=("train", "validation", "test"),
-        help=_("of a trading run: which part of the time", "test"),
+        help=_("of a trading run: which part of the time, one that it has not learned on", "test"),
     )
     evaluate.add_argument(
         "--commission",

@@ -6,7 +6,10 @@ import matplotlib.pyplot
 import numpy as np
 import pytest
 
-from btnn_jax.trading_plots import AGENT, LONG, SHORT, draw_trades, plot_trades
+from btnn_jax import trading_plots
+from btnn_jax.envs import make
+from btnn_jax.trading_plots import AGENT, LONG, SHORT, draw_trades, plot_backtest, plot_trades
+from btnn_jax.training import backtest
 from btnn_jax.training.folder import RunError
 
 PRICE = np.array([100.0, 101.0, 103.0, 102.0, 104.0, 105.0, 103.0])
@@ -121,6 +124,37 @@ def test_writes_a_picture_and_leaves_pyplot_alone(tmp_path):
     assert matplotlib.pyplot.imread(path).shape == (1350, 1950, 4)
     assert 20_000 < len(content) < 1_000_000
     assert matplotlib.pyplot.get_fignums() == []
+
+
+def test_of_a_run_the_sampled_account_in_the_middle_is_drawn(tmp_path, monkeypatch):
+    env = make("trading", data=np.stack([PRICE, 2 * PRICE], axis=1), window=1, episode=6, periods=(1,))
+
+    def account(*ends):
+        """Accounts that end at `ends`, and hold what says so in the second asset."""
+        rows = np.ones((len(ends), 7), np.float32)
+        equity = rows * np.linspace(50, ends, 7, dtype=np.float32).T
+        weight = np.stack([0 * rows, equity / 100], axis=-1)
+        return backtest.Account(
+            np.arange(7) * np.ones_like(rows, int), equity, weight, rows, weight, rows > 0
+        )
+
+    one = backtest.Account(*(x[0] for x in account(55)))
+    made = backtest.Backtest(
+        env, "two", "test", (3, 4, 5),
+        greedy=account(10, 20, 30), sampled=account(80, 60, 70),
+        strategies={"buy and hold": one, "flat": one, "random": account(40, 90, 45)},
+    )  # fmt: skip
+    monkeypatch.setattr(backtest, "backtest_run", lambda folder, part: [made])
+    drawn = {}
+    monkeypatch.setattr(trading_plots, "plot_trades", lambda path, **given: drawn.update(given, path=path))
+    plot_backtest(tmp_path)
+    assert drawn["path"] == tmp_path / "trades.png"
+    assert drawn["title"] == "two, the mean of 2 assets: test part, seed 5, sampled actions"
+    np.testing.assert_array_equal(drawn["equity"], made.sampled.equity[2])
+    np.testing.assert_allclose(drawn["position"], drawn["equity"] / 100)
+    np.testing.assert_allclose(drawn["price"], PRICE / 100, rtol=1e-6)
+    ends = {name: curve[-1] for name, curve in drawn["baselines"].items()}
+    assert ends == {"greedy": 30, "buy and hold": 55, "flat": 55, "random": 45}
 
 
 @pytest.mark.parametrize(
