@@ -52,7 +52,8 @@ ROWS: dict[str, dict[str, Any]] = {
 MARKETS: dict[str, dict[str, Any]] = {
     # hourly and daily bars; costs of a spread of a pip, and of a discount broker
     "eurusd": {"data": "eurusd", "commission": 5e-5},
-    "stocks": {"data": "stocks", "commission": 5e-4},
+    # leverage to spare: orders are sized as parts of the equity, and must not be refused because the other assets rose
+    "stocks": {"data": "stocks", "commission": 5e-4, "leverage": 2.0},
 }
 SHARED = {"part": "train", "window": 16, "episode": 256, "reward_scale": 100.0, "drawdown": 0.2}
 

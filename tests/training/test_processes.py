@@ -25,6 +25,14 @@ OPTIONS = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
+
+
 def start(*arguments):
     return subprocess.Popen(
         [sys.executable, "-m", "btnn_jax", "train", *map(str, arguments)],
@@ -128,10 +136,8 @@ def test_a_lost_process_ends_the_other_and_both_go_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_survives_being_killed_at_any_moment(tmp_path, monkeypatch):
+def test_a_run_survives_being_killed_at_any_moment(tmp_path):
     """Every other kill falls anywhere from the process's start on, the others while it trains."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     folder, metrics = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
     process = start(*OPTIONS, "--steps", 32 * 100_000, "--run", folder)
     wait_for(folder / "config.json")
