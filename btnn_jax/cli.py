@@ -463,7 +463,12 @@ def _conclude(result: Any, given: argparse.Namespace) -> int:
     if "num_processes" in given:  # the others have gone, so that nothing can be computed with them any more
         print(f"evaluate: btnn-jax evaluate {result.folder}")
     elif given.evaluate_episodes and result.run.env == "trading":
-        _print_backtests(result.folder, (None,))
+        from btnn_jax.training.folder import RunError
+
+        try:
+            _print_backtests(result.folder)
+        except RunError as error:  # it has learned on all of the time, or too little of it is left
+            print(f"no backtest: {error}")
     elif given.evaluate_episodes:
         _print_scores(result.folder, episodes=given.evaluate_episodes)
     print(f"plot:     btnn-jax plot {result.folder}")

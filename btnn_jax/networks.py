@@ -450,9 +450,8 @@ def pixel_change_2d_estimator(
     missing = [n * s - size for n, s, size in zip(cells, stride, change.shape[-3:-1], strict=True)]
     pads = [(m // 2, m - m // 2) for m in missing]
     inside = [np.pad(np.ones(n * s - m), p) for n, s, m, p in zip(cells, stride, missing, pads, strict=True)]
-    change = jnp.pad(
-        change, [(0, 0)] * (change.ndim - 3) + [*pads, (0, 0)]
-    )  # 0 changes neither sum nor maximum
+    # 0 changes neither sum nor maximum.
+    change = jnp.pad(change, [(0, 0)] * (change.ndim - 3) + [*pads, (0, 0)])
 
     # Sums of strided slices compile to one pass over the frames, a windowed reduction does not.
     def over_channels(pixels: Array) -> Array:

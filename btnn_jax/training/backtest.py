@@ -213,11 +213,11 @@ def backtest_run(
     best: bool = False,
     commissions: Sequence[float | None] = (None,),
 ) -> list[Backtest]:
-    """Lets the agents of a trading run trade a part of the time that they have not learned on, once over all of it.
+    """Lets the agents of a trading run trade a part of the time, once over all of it.
 
     Args:
       folder: the run's.
-      part: "train", "validation" or "test".
+      part: "train", "validation" or "test"; what they learned on tells how much of it they know by heart.
       seed: of sampled and random actions, the same at each commission.
       best: the checkpoint with the highest return in training rather than the newest.
       commissions: to trade at, all in one program; None for that which the agents have learned with.
@@ -226,17 +226,15 @@ def backtest_run(
       A `Backtest` for each commission.
 
     Raises:
-      RunError: the folder is not that of a trading run, its agents have learned on that part or on all of the time, or
-        it has no checkpoint that can be read.
+      RunError: the folder is not that of a trading run, its agents have learned on all of the time, so that no part is
+        one they have not seen, or it has no checkpoint that can be read.
     """
     run = read_run(folder)
     if run.env != "trading":
         raise RunError(f"{folder} is a run of {run.env}, not of trading")
     learned = run.env_params.get("part", "all")
-    if learned == part or "all" in (learned, part):
-        raise RunError(
-            f"{folder} has learned on part={learned} of the time: part={part} would be no test of it"
-        )
+    if "all" in (learned, part):
+        raise RunError(f"{folder} has learned on part={learned} of the time: part={part} tests nothing")
     agent = make_agent(run)
     with Checkpoints(pathlib.Path(folder) / CHECKPOINTS, create=False) as checkpoints:
         params = checkpoints.restore(agent.state, checkpoints.best() if best else None).params

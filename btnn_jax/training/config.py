@@ -57,9 +57,8 @@ class UnrealConfig(Config):
     """
 
     # Experience
-    shards: int = (
-        1  # learners side by side that average their gradients; devices divide them among themselves
-    )
+    # Learners side by side that average their gradients; devices divide them among themselves.
+    shards: int = 1
     num_envs: int = 64  # environments stepped side by side, in each shard
     rollout_length: int = 32  # steps of each environment per update; also the length of replayed sequences
     total_steps: int = 400_000  # environment steps of the whole run; the schedules end there
@@ -102,15 +101,13 @@ class UnrealConfig(Config):
     hidden: tuple[int, ...] = (128,)
     lstm: tuple[int, ...] = (128,)  # () for an agent without memory
     noisy: bool = True  # NoisyNet heads
-    precision: str = (
-        "float32"  # of the network's computations; parameters, memory, logits and losses are float32
-    )
+    # "bfloat16" rounds the network's computations; parameters, memory, logits and losses stay float32.
+    precision: str = "float32"
     frozen: tuple[str, ...] = ()  # parameters that stay as they start, by how their paths start
 
     # An autoencoder as encoder
-    autoencoder: str | None = (
-        None  # one of KINDS, whose latent variables the agent sees; None for convolutions
-    )
+    # One of KINDS, whose latent variables the agent sees; None for convolutions.
+    autoencoder: str | None = None
     ae_layers: LayerConfig | None = None  # outer to inner; None: by the observation's shape
     ae_stream: str | None = None  # observation stream that it encodes
     ae_weight: float = 0.0  # of its own loss, on the rollouts

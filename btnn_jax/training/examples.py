@@ -23,6 +23,7 @@ from btnn_jax.data import (
     split,
     windows,
 )
+from btnn_jax.data.series import is_volume
 from btnn_jax.encoders import as_image, one_stream
 from btnn_jax.envs.base import Environment, check_known
 from btnn_jax.policies import action_distribution
@@ -90,7 +91,7 @@ def series_windows(series: Series, config: AutoencoderConfig, name: str) -> Exam
     """
     named = {column.casefold() for column in series.names}
     bars = [column for column in series.names if column.casefold() in BARS] if "close" in named else []
-    chosen = config.columns or bars or [c for c in series.names if "vol" not in c.casefold()]
+    chosen = config.columns or bars or [c for c in series.names if not is_volume(c)]
     selected = series.select(*chosen)
     for column, values in zip(selected.names, selected.values.T, strict=True):
         if not (values > 0).all():

@@ -41,9 +41,8 @@ class Rollout(NamedTuple):
     terminated: jax.Array  # bool
     truncated: jax.Array  # bool
     final_value: jax.Array  # float32, value of the final observation where truncated, else 0
-    pixel_change: (
-        jax.Array | None
-    )  # float32 [T, B, h, w] towards the observation the step led to; None if not asked for
+    # float32 [T, B, h, w] towards the observation the step led to; None if not asked for
+    pixel_change: jax.Array | None
 
 
 def make_rollout(

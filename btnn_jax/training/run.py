@@ -175,9 +175,8 @@ def make_agent(run: Run, pretrained: PyTree | None = None, *, devices: int = 1) 
                 everywhere = mapped.shardings.params
             act = _of_shards(act, mapped.shardings)
         start, advance = _of_seeds(init, step, run.seeds)
-        advance = jax.jit(
-            advance, inline=True
-        )  # traced here, and not again when it is compiled into the loop
+        # Traced here, and not again when it is compiled into the loop.
+        advance = jax.jit(advance, inline=True)
         state = jax.eval_shape(start, np.uint32(0))
         _, metrics = jax.eval_shape(advance, state)
     except ValueError as error:

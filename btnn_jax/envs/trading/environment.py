@@ -220,9 +220,8 @@ class TradingEnvironment:
     def _begin(self, first: Array) -> TradingState:
         assets = len(self.assets)
         nothing, cash = jnp.zeros(assets, jnp.float32), jnp.float32(self.cash)
-        stake = (
-            0.0 if self.rules.stake is None else self.rules.stake
-        )  # that of a fraction is known when it is filled
+        # That of a fraction is known when it is filled.
+        stake = 0.0 if self.rules.stake is None else self.rules.stake
         return TradingState(
             index=first, first=first, equity=cash, lost=jnp.float32(0), peak=cash, position=nothing,
             holding=nothing, stake=jnp.full(assets, stake, jnp.float32), unrealised=nothing,

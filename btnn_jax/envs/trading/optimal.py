@@ -49,9 +49,8 @@ def optimal_policy(env: TradingEnvironment, first: int | None = None) -> Optimal
     opens = np.asarray(env.bars[first + 1 : first + 1 + env.length : env.skip_frame, 0, 0], np.float64)
     end = float(env.close[first + env.length, 0])
     steps = len(opens)
-    value = np.zeros(
-        steps + 2
-    )  # value[s]: of the steps from s on, with no position; none is left after the last
+    # value[s]: of the steps from s on, with no position; none is left after the last.
+    value = np.zeros(steps + 2)
     closing = np.zeros(steps, int)  # the step that closes the trade opened at s; `steps` for none
     way = np.zeros(steps, int)  # of that trade: 1 long, -1 short, 0 where it is better to wait
     for s in reversed(range(steps)):
@@ -78,11 +77,10 @@ def _gains(env: TradingEnvironment, price: float, later: np.ndarray, sign: int) 
     """What a stake opened at `price` has earned by each of `later`, of which the last is a close without a trade."""
     rules = env.rules
     half = rules.spread / 2
-    cost = (
-        half + rules.commission * (1 + sign * half) + np.zeros_like(later)
-    )  # per unit of value, of the opening
+    # Costs of opening and of closing, for a unit of value traded.
+    opening = half + rules.commission * (1 + sign * half)
     closing = half + rules.commission * (1 - sign * half)
-    part = sign * (later / price - 1) - cost
+    part = sign * (later / price - 1) - opening
     part[:-1] -= closing * later[:-1] / price
     if rules.stake is not None:
         return rules.stake * price * part
