@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -307,6 +308,20 @@ def test_scores_the_newest_checkpoint(straight):
         assert (score.episodes, score.unfinished, score.mean_length) == (6, 0, 5.0)
         assert 0 <= score.mean_return <= 1
     assert read_scores(folder) == scores
+
+
+def test_seeds_train_side_by_side_as_each_does_alone(straight, tmp_path):
+    both, second = start(tmp_path / "both", seeds=2), start(tmp_path / "second", seed=1)
+    alone = [straight[0], second]
+    for index, one in enumerate(alone):
+        params = jax.tree.map(lambda x, i=index: x[i], both.state.params)
+        chex.assert_trees_all_close(params, one.state.params, atol=1e-5)
+    entropies = [read_metrics(one.folder)["entropy"] for one in alone]
+    np.testing.assert_allclose(read_metrics(both.folder)["entropy"], np.mean(entropies, axis=0), rtol=1e-4)
+    scores = score_run(both.folder, episodes=6)
+    assert list(scores) == ["greedy", "sampled", "random", "seed 0", "seed 1"]
+    means = [scores[f"seed {seed}"].mean_return for seed in (0, 1)]
+    assert scores["greedy"].mean_return == pytest.approx(np.mean(means))
 
 
 CTRL_C = """
