@@ -36,6 +36,14 @@ def compiled():
 
 
 @pytest.fixture
+def optimized():
+    """Compiles as a user's process does."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
 def files_below():
     """A block in which no file can grow beyond some bytes: writing fails as on a disk that is full."""
 

@@ -16,15 +16,7 @@ from btnn_jax.training.run import make_agent, train
 from btnn_jax.training.scores import score
 from btnn_jax.training.unreal import make_unreal, make_unreal_policy
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def _optimized():
-    """As a user's process compiles."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimized")]
 
 
 def learn(tmp_path, env, config, env_params=None):

@@ -104,6 +104,18 @@ def test_bfloat16_rounds_the_network_and_nothing_else():
     assert output.features.dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("minibatches", [1, 4])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_in_bfloat16_the_ratio_is_one_with_all_optimizations(optimized, minibatches, shards):
+    config = dataclasses.replace(
+        BARE, precision="bfloat16", num_envs=8, minibatches=minibatches, shards=shards, epochs=2,
+        hidden=(32,), lstm=(32,), learning_rate=1e-30, learning_rate_schedule="constant",
+    )  # fmt: skip
+    _, metrics = run(config, envs.make("probe-pixels"), 3)
+    assert metrics["approx_kl"] == metrics["clip_fraction"] == 0
+
+
 def test_minibatches_see_the_noise_that_acted():
     config = dataclasses.replace(
         BARE, epochs=3, minibatches=4, learning_rate=1e-30, learning_rate_schedule="constant"
