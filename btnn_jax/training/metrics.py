@@ -83,8 +83,8 @@ class MetricsWriter:
             kept = [record for record in _records(path) if record["steps"] <= resume_from]
             write_text(path, "".join(_line(record) for record in kept))
             self.seconds = kept[-1]["seconds"] if kept else 0.0
-        self._file = path.open("a")
         self._events = _Events(path.with_name(EVENTS), resume_from)
+        self._file = path.open("a")
 
     def write(self, steps: int, seconds: float, metrics: dict[str, float]) -> None:
         """Appends one record.
