@@ -1,6 +1,5 @@
-"""The command line: every field has its option, every mistake one line, and a run from start to plot."""
+"""The command line: every mistake is one line, and runs from start to plot."""
 
-import dataclasses
 import json
 import pathlib
 import re
@@ -11,10 +10,11 @@ import chex
 import numpy as np
 import pytest
 
-from btnn_jax import cli, options
+from btnn_jax import cli
+from btnn_jax.parser import make_parser
 from btnn_jax.training.autoencode_run import load_autoencoder
 from btnn_jax.training.checkpoint import Checkpoints
-from btnn_jax.training.config import AutoencoderConfig, UnrealConfig
+from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.folder import CHECKPOINTS, Run, create_run, read_run
 from btnn_jax.training.run import make_agent
 from btnn_jax.training.scores import read_scores
@@ -23,13 +23,6 @@ SMALL = [
     *("--algorithm", "a2c", "--num-envs", "2", "--rollout-length", "4", "--hidden", "4", "--lstm", "none"),
     *("--no-noisy", "--vr-weight", "0", "--rp-weight", "0"),
 ]
-
-
-COMMANDS = {"train": (UnrealConfig, cli.HELP), "train-ae": (AutoencoderConfig, cli.AUTOENCODER_HELP)}
-
-
-def parse(*arguments, command="train"):
-    return cli.make_parser().parse_args([command, *arguments])
 
 
 def fails(capsys, *arguments):
@@ -43,106 +36,12 @@ def fails(capsys, *arguments):
     return errors
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_field_of_the_configuration_has_an_option_and_help(command):
-    config, topics = COMMANDS[command]
-    described = [name for fields in topics.values() for name in fields]
-    assert sorted(described) == sorted(field.name for field in dataclasses.fields(config))
-
-
-def spelled(value):
-    if value is None or value == ():
-        return "none"
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-@pytest.mark.parametrize(
-    ("command", "field"),
-    [(command, field) for command, (config, _) in COMMANDS.items() for field in dataclasses.fields(config)],
-    ids=lambda value: getattr(value, "name", value),
-)
-def test_an_option_takes_its_own_default(command, field):
-    option = options.option_of(field.name)
-    words = [option] if field.default is True else [option, spelled(field.default)]
-    value = getattr(parse(*words, command=command), field.name)
-    assert value == field.default
-    assert type(value) is type(field.default)
-
-
-@pytest.mark.parametrize(
-    ("words", "name", "value"),
-    [
-        ("--lstm 128,64", "lstm", (128, 64)),
-        ("--lstm none", "lstm", ()),
-        ("--num-filters 8,16", "num_filters", (8, 16)),
-        ("--num-filters none", "num_filters", None),
-        ("--pc-cell 4,2", "pc_cell", (4, 2)),
-        ("--entropy-beta-final 0.001", "entropy_beta_final", 0.001),
-        ("--no-noisy", "noisy", False),
-        ("--steps 2e6", "total_steps", 2_000_000),
-        ("--steps 2M", "total_steps", 2_000_000),
-        ("--steps 1_500k", "total_steps", 1_500_000),
-        ("--seed 4294967295", "seed", 2**32 - 1),
-        ("--env-param length=3", "env_params", [("length", 3)]),
-        ("--env-param flag=true", "env_params", [("flag", True)]),
-        ("--env-param name=a=b", "env_params", [("name", "a=b")]),
-    ],
-)
-def test_values(words, name, value):
-    assert getattr(parse(*words.split()), name) == value
-
-
-@pytest.mark.parametrize(
-    ("words", "name", "value"),
-    [
-        ("--layers 32:3x1:2x1,4:5x5:1x2", "layer_config", ((32, (3, 1), (2, 1)), (4, (5, 5), (1, 2)))),
-        ("--columns High,Low", "columns", ("High", "Low")),
-        ("--data prices.csv", "data", "prices.csv"),
-        ("--steps 5k", "steps", 5000),
-    ],
-)
-def test_values_of_an_autoencoder(words, name, value):
-    assert getattr(parse(*words.split(), command="train-ae"), name) == value
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_what_is_not_given_is_not_there(command):
-    config, _ = COMMANDS[command]
-    assert not vars(parse(command=command)).keys() & {field.name for field in dataclasses.fields(config)}
-
-
-def test_help_shows_every_default(capsys):
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["train", "--help"])
-    assert caught.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-    for title in cli.HELP:
-        assert f"{title}:" in text
-    for option, default in [
-        ("--steps N", str(UnrealConfig().total_steps)),
-        ("--lstm N,N", "128"),
-        ("--noisy, --no-noisy", "yes"),
-        ("--pc-stream NAME", "none"),
-    ]:
-        start = text.rindex(option)
-        assert re.search(r"\(default: ([^)]*)\)", text[start:])[1] == default
-    assert "Breakout-MinAtar" in text
-
-
-def test_help_and_mistakes_do_not_wait_for_jax():
-    program = (
-        "import sys; from btnn_jax import cli; cli.make_parser().format_help(); print('jax' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
-
-
 def test_python_m_is_the_same_program():
     done = subprocess.run(
         [sys.executable, "-m", "btnn_jax", "--help"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0
-    assert done.stdout == cli.make_parser().format_help()
+    assert done.stdout == make_parser().format_help()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from btnn_jax import cli
+from btnn_jax.parser import make_parser
 from btnn_jax.training import profile
 from btnn_jax.training.checkpoint import to_arrays
 from btnn_jax.training.config import UnrealConfig
@@ -159,5 +160,5 @@ def test_agents_of_shards_and_seeds_are_profiled_and_learn_the_same(tmp_path):
 
 @pytest.mark.parametrize(("words", "expected"), [([], False), (["--profile"], True)])
 def test_the_command_line_hands_it_on(words, expected):
-    given = cli.make_parser().parse_args(["train", *words])
+    given = make_parser().parse_args(["train", *words])
     assert cli._settings(given, UnrealConfig)[1]["profile"] is expected
