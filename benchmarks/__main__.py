@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import pkgutil
+from functools import partial
+
+import jax
+import jax.numpy as jnp
 
 import benchmarks
-from benchmarks.harness import compare
+from benchmarks.harness import compare, median_seconds
 
 NOT_CASES = {"__main__", "communication", "disentanglement", "harness", "markets"}
 ALONE = {"scaling"}  # it changes how many devices there are
@@ -38,6 +42,15 @@ def main() -> None:
                 f"| **{r.ratio:.2f}** | {r.low:.2f}-{r.high:.2f} | {promised} |",
                 flush=True,
             )
+    print(
+        f"\n{jax.devices()[0].device_kind}: {product_gflops():.0f} GFLOP/s in a float32 product of 2048 cubed"
+    )
+
+
+def product_gflops(size: int = 2048) -> float:
+    """How fast the machine multiplies: what a ratio depends on whose two sides do not multiply alike."""
+    a = jnp.ones((size, size))
+    return 2e-9 * size**3 / median_seconds(partial(jax.jit(jnp.matmul), a, a))
 
 
 if __name__ == "__main__":

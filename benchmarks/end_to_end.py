@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -23,7 +22,6 @@ PPO = UnrealConfig(
     num_envs=64, rollout_length=128, epochs=4, minibatches=8,
     pc_weight=0, vr_weight=0, rp_weight=0,
 )  # fmt: skip
-SHORT = dataclasses.replace(PPO, rollout_length=32)  # nn.Conv would take a minute for more
 UNREAL = UnrealConfig()
 
 
@@ -164,7 +162,7 @@ def against_rejax() -> tuple[Program, Program]:
 def against_conv() -> tuple[Program, Program]:
     """The same loop and network with our convolution and with flax's."""
     depths = envs.make("Breakout-MinAtar").action_depths
-    return ours(SHORT, TwoConvolutions(depths, Conv2D)), ours(SHORT, TwoConvolutions(depths, FlaxConv))
+    return ours(PPO, TwoConvolutions(depths, Conv2D)), ours(PPO, TwoConvolutions(depths, FlaxConv))
 
 
 def unreal_against_flax() -> tuple[Program, Program]:
@@ -179,7 +177,7 @@ def _size(config: UnrealConfig) -> str:
 
 CASES = (
     Case(f"PPO step, two MLPs of 64 and 64, Breakout-MinAtar, {_size(PPO)}", "rejax", against_rejax, 1.0),
-    Case(f"PPO step, convolutions (16, 32), {_size(SHORT)}", "nn.Conv", against_conv, 20.0),
+    Case(f"PPO step, convolutions (16, 32), {_size(PPO)}", "nn.Conv", against_conv, 20.0),
     Case(
         f"UNREAL step, `btnn-jax train`'s defaults, {_size(UNREAL)}",
         "nn.Conv, flax's LSTM",

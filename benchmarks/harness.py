@@ -52,6 +52,12 @@ def _repeats(program: Program, budget: float) -> int:
     return max(1, min(10_000, int(budget / max(once, 1e-7))))
 
 
+def median_seconds(program: Program, rounds: int = 11) -> float:
+    """The median time of a call, once compiled."""
+    jax.block_until_ready(program())
+    return statistics.median(_seconds(program, 1) for _ in range(rounds))
+
+
 def compare(case: Case, rounds: int = 11, budget: float = 0.1) -> Result:
     """Runs ours and the peer in turn `rounds` times, about `budget` seconds each time."""
     ours, peer = case.make()
