@@ -97,8 +97,8 @@ class Conv2DEncoder(nn.Module):
     Attributes:
       layer_config: `(num_filters, filter_size, stride)` of each layer.
       pad: "SAME" or "VALID".
-      norm_epsilon: added to the variance. The default, that of BTGym, makes the gradient of an image of one
-        colour 1e6 times too large: take 1e-6 or more where such images occur.
+      norm_epsilon: added to the variance where there is any, see `btnn_jax.networks.LayerNorm`; the default is that
+        of BTGym.
       dtype: type of computation.
       param_dtype: type of the parameters.
 

@@ -128,7 +128,7 @@ class ObservationEncoder(nn.Module):
             tuple(1 if side == 1 else stride for side in (height, width)),
             pad="VALID" if small else "SAME",
             layer=self.conv_layer,
-            norm_epsilon=1e-5,  # a frame of one colour has no variance
+            norm_epsilon=1e-5,  # an almost dark frame has almost no variance
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name=f"{name}_conv",

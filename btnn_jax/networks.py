@@ -36,7 +36,8 @@ def _call_noisy(layer: nn.Module, x: Array, deterministic: bool) -> Array:
 class LayerNorm(nn.Module):
     """Zero mean and unit variance over `axes` together, then one scale and shift per channel (the last axis).
 
-    Ba et al. (2016), "Layer Normalization". Computed in float32, returned in `dtype` (None: as it came).
+    Ba et al. (2016), "Layer Normalization". Computed in float32, returned in `dtype` (None: as it came). What has
+    no variation at all, such as a black image, gives zeros before the shift, and a gradient as if its variance were 1.
     """
 
     axes: tuple[int, ...] = (-3, -2, -1)  # height, width and channels
@@ -51,7 +52,9 @@ class LayerNorm(nn.Module):
         y = x.astype(jnp.float32)
         y = y - y.mean(self.axes, keepdims=True)
         # Not E[x^2] - E[x]^2, which cancels badly beside so small an epsilon.
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(self.axes, keepdims=True) + self.epsilon)
+        variance = jnp.square(y).mean(self.axes, keepdims=True)
+        # Beside no variance epsilon alone would make the gradient 1e6 times too large, once more in every layer.
+        y = y * jax.lax.rsqrt(jnp.where(variance > 0, variance + self.epsilon, 1))
         if self.use_scale:
             y = y * self._channels("scale", nn.initializers.ones, y)
         y = y + self._channels("bias", nn.initializers.zeros, y)
@@ -75,8 +78,7 @@ class Conv2DNetwork(nn.Module):
       layer: `Conv2D`, `DepthwiseConv2D` or another module with their fields.
       dropout_rate: dropped share of each layer's output, stream `dropout`.
       norm: "layer", or None for no norm.
-      norm_epsilon: added to the variance. The default, that of BTGym, makes the gradient of an image of one
-        colour 1e6 times too large: take 1e-6 or more where such images occur.
+      norm_epsilon: added to the variance where there is any, see `LayerNorm`; the default is that of BTGym.
       dtype: type of computation.
       param_dtype: type of the parameters.
 

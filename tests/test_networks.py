@@ -262,6 +262,27 @@ def test_conv2d_network_normalises_each_image_over_height_width_and_channels():
     assert_close(apply(network, variables, 3 * x), y)
 
 
+def test_an_image_without_variation_gives_zeros_and_a_gradient_of_ordinary_size():
+    x = normals(4, 9, 8, 3)
+    network = Conv2DNetwork((4, 4, 4))
+    variables = network.init(jax.random.key(0), x)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def gradient(variables, x):
+        y = network.apply(variables, x)
+        return (y * normals(*y.shape)).sum(), y
+
+    def norm(x):
+        (_, y), gradients = gradient(variables, x)
+        return np.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(gradients))), y
+
+    (plain, _), (mixed, y) = norm(x), norm(np.where(np.arange(4)[:, None, None, None] == 1, 0, x))
+    assert mixed < 2 * plain
+    assert not y[1].any()
+    assert_close(np.delete(y, 1, 0), np.delete(apply(network, variables, x), 1, 0))
+
+
 def test_conv1d_network_skips_where_shapes_are_equal():
     x = normals(2, 9, 4)
     network = Conv1DNetwork(3, 4, stride=1, skip=True)
