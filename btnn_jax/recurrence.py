@@ -39,7 +39,7 @@ def lstm(
     Forward-mode differentiation (`jax.jvp`, `jax.jacfwd`) is not supported.
 
     Args:
-      x: inputs `[T, B, D]`.
+      x: inputs `[T, B, D]`, floating; what is past a length does not matter.
       kernel_x: `[D, 4 * H]`, columns are the gates i, j, f, o.
       kernel_h: `[H, 4 * H]`, likewise.
       bias: `[4 * H]`.
@@ -52,25 +52,26 @@ def lstm(
       Outputs `[T, B, H]` in the type of `x`, and the state `(c, h)` after the last step.
 
     Raises:
-      ValueError: if a shape does not fit `x` and `state`.
+      ValueError: if a shape does not fit `x` and `state`, or a type is not what it should be.
 
     >>> x, state = jnp.ones([5, 2, 3]), (jnp.zeros([2, 4]), jnp.zeros([2, 4]))
     >>> y, (c, h) = lstm(x, jnp.zeros([3, 4 * 4]), jnp.zeros([4, 4 * 4]), jnp.zeros(4 * 4), state)
     >>> y.shape, h.shape
     ((5, 2, 4), (2, 4))
     """
-    _check_shapes(x, kernel_x, kernel_h, bias, state, resets, lengths)
+    _check(x, kernel_x, kernel_h, bias, state, resets, lengths)
     T, H = x.shape[0], state[1].shape[-1]
     c, h = (s.astype(jnp.float32) for s in state)
     bias = bias.astype(jnp.float32) + jnp.repeat(jnp.array([0, 0, forget_bias, 0], jnp.float32), H)
     running = None
     if lengths is not None:
         running = jnp.arange(T)[:, None] < lengths.astype(jnp.int32)[None, :]
+        x = jnp.where(running[..., None], x, 0)  # the weights' gradients multiply it by 0, and 0 * nan is nan
         resets = None if resets is None else resets & running
     return _lstm(x, kernel_x.astype(x.dtype), kernel_h.astype(x.dtype), bias, c, h, resets, running)
 
 
-def _check_shapes(
+def _check(
     x: Array,
     kernel_x: Array,
     kernel_h: Array,
@@ -97,6 +98,12 @@ def _check_shapes(
             raise ValueError(
                 f"{name} must have shape {shape} for x {x.shape} and hidden size {H}, got {array.shape}"
             )
+    if not jnp.issubdtype(x.dtype, jnp.floating):  # weights take its type
+        raise ValueError(f"x must be floating, got {x.dtype}")
+    if resets is not None and resets.dtype != jnp.bool_:
+        raise ValueError(f"resets must be bool, got {resets.dtype}")
+    if lengths is not None and not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise ValueError(f"lengths must be integers, got {lengths.dtype}")
 
 
 def _product(a: Array, b: Array) -> Array:

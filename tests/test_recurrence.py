@@ -207,17 +207,33 @@ def test_bfloat16_computes_products_only():
     assert_close(as_float32, results(x, *weights), rtol=0.05, atol=0.1)
 
 
+def test_what_is_past_a_length_does_not_matter():
+    x, *weights, state = example()
+    lengths = jnp.array([7, 0, 4])
+    past = jnp.arange(T)[:, None, None] >= lengths[None, :, None]
+
+    @jax.jit
+    def results(x):
+        run = functools.partial(lstm, lengths=lengths)
+        return run(x, *weights, state), jax.grad(lambda *a: weigh(run(*a, state)), (0, 1, 2, 3))(x, *weights)
+
+    assert_close(results(jnp.where(past, jnp.nan, x)), results(x))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"x": jnp.zeros((T, D))}, "time-major"),
+        ({"x": jnp.zeros((T, B, D), jnp.int32)}, "x must be floating, got int32"),
+        ({"lengths": jnp.full(B, 2.7)}, "lengths must be integers, got float32"),
+        ({"resets": jnp.zeros((T, B)), "lengths": jnp.zeros(B, int)}, "resets must be bool, got float32"),
         ({"kernel_h": jnp.zeros((D, 4 * H))}, r"kernel_h must have shape \(5, 20\).*got \(4, 20\)"),
         ({"resets": jnp.zeros((B, T), bool)}, "resets must"),
         ({"lengths": jnp.zeros(T, int)}, "lengths must"),
         ({"state": (jnp.zeros((1, H)), jnp.zeros((B, H)))}, "c must"),
     ],
 )
-def test_wrong_shapes_are_named(change, message):
+def test_wrong_shapes_and_types_are_named(change, message):
     arguments = dict(zip(("x", "kernel_x", "kernel_h", "bias", "state"), example(), strict=True)) | change
     with pytest.raises(ValueError, match=message):
         lstm(**arguments)
