@@ -31,7 +31,7 @@ def categorical_sample(key: jax.Array, logits: jax.Array, depth: int | None = No
 
     Args:
       key: a typed random key, consumed.
-      logits: `[N..., A]` unnormalised log-probabilities.
+      logits: `[N..., A]` unnormalised log-probabilities, read as float32.
       depth: length of the one-hot axis, at least `A`; None for `A`.
 
     Returns:
@@ -48,7 +48,9 @@ def categorical_sample(key: jax.Array, logits: jax.Array, depth: int | None = No
     depth = num_classes if depth is None else depth
     if depth < num_classes:
         raise ValueError(f"depth must be at least the number of logits, {num_classes}; got {depth}.")
-    return jax.nn.one_hot(jax.random.categorical(key, logits), depth, dtype=jnp.float32)
+    # The Gumbel noise has the type of the logits, and that of bfloat16 is too coarse for rare classes.
+    sample = jax.random.categorical(key, logits.astype(jnp.float32))
+    return jax.nn.one_hot(sample, depth, dtype=jnp.float32)
 
 
 class Linear(nn.Module):
@@ -106,13 +108,22 @@ def noisy_linear(
       `[N..., size]`.
 
     Raises:
-      ValueError: if the noise has neither of the two shapes.
+      ValueError: if the noise has neither of the two shapes, or the parameters are not of these names and shapes.
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel_mu": jnp.ones((2, 1)), "kernel_sigma": jnp.ones((2, 1))}
     >>> noisy_linear(jnp.ones((3, 2)), params, jnp.array([4.0, -1.0]), jnp.array([9.0]))
     Array([[5.], [5.], [5.]], dtype=float32)
     """
+    kernel, bias = (x.shape[-1], *eps_out.shape[-1:]), eps_out.shape[-1:]
+    kernels = {"kernel_mu": kernel, "kernel_sigma": kernel}
+    biases = {"bias_mu": bias, "bias_sigma": bias}
+    given = {name: array.shape for name, array in params.items()}
+    if given not in (kernels, kernels | biases):
+        raise ValueError(
+            f"params must have the shapes {kernels} and, both or neither, {biases} for x {x.shape} and eps_out "
+            f"{eps_out.shape}; got {given}."
+        )
     mu, sigma = params["kernel_mu"], params["kernel_sigma"]
     in_size, size = mu.shape
     lead = x.shape[:-1]
@@ -128,7 +139,7 @@ def noisy_linear(
         y = x @ mu + ((x * jnp.broadcast_to(f_in, x.shape)) @ sigma) * jnp.broadcast_to(f_out, (*lead, size))
     if "bias_mu" not in params:
         return y
-    bias_mu, bias_sigma = (jnp.broadcast_to(params[name], f_out.shape) for name in ("bias_mu", "bias_sigma"))
+    bias_mu, bias_sigma = (jnp.broadcast_to(params[name], f_out.shape) for name in biases)
     return _add_bias(y, bias_mu + bias_sigma * f_out)
 
 
@@ -136,7 +147,9 @@ class NoisyLinear(nn.Module):
     """A linear layer with learned, factorised Gaussian parameter noise: see `noisy_linear`.
 
     Fortunato et al. (2017), "Noisy Networks for Exploration", sections 3 and 3.2. Each layer draws its own
-    noise from the stream `noise`; the same key gives the same noise, so it can be held for a rollout.
+    noise from the stream `noise`; an `apply` with the same key draws the same again, so it can be held for a
+    rollout. Within one `apply` every call of a layer draws anew: what is to share noise and is computed in two calls,
+    such as the two sides of a ratio of policies, needs an `apply` each, with the same key.
 
     Attributes:
       size: number of outputs.

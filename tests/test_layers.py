@@ -116,6 +116,13 @@ def test_deterministic_uses_the_means(use_bias):
     assert jnp.array_equal(NoisyLinear(6, use_bias=use_bias, deterministic=True).apply(variables, x), means)
 
 
+def test_calls_within_one_apply_draw_anew():
+    variables, _ = noisy(jax.random.key(0), jnp.ones((1, 5)))
+    twice = nn.apply(lambda layer, x: (layer(x), layer(x)), NoisyLinear(6))
+    first, second = twice(variables, jnp.ones((1, 5)), rngs={"noise": jax.random.key(1)})
+    assert not jnp.any(jnp.isclose(first, second))
+
+
 def test_no_two_layers_share_noise():
     class Pair(nn.Module):
         @nn.compact
@@ -190,6 +197,21 @@ def test_noise_without_a_stream_or_of_another_kind_is_an_error():
         noisy_linear(jnp.ones((2, 5)), variables["params"], jnp.ones((2, 5)), jnp.ones(6))
 
 
+@pytest.mark.parametrize(
+    ("params", "given"),
+    [
+        ({"kernel_mu": (5, 6), "kernel_sigma": (1, 6)}, r"'kernel_sigma': \(1, 6\)"),
+        ({"kernel_mu": (5, 6), "kernel_sigma": (5, 6), "bias_sigma": (6,)}, r"'bias_sigma': \(6,\)"),
+        ({"kernel_mu": (5, 6), "kernel_sigma": (5, 6), "bias_mu": (6,)}, r"'bias_mu': \(6,\)"),
+        ({"kernel_sigma": (5, 6)}, r"\{'kernel_sigma': \(5, 6\)\}"),
+    ],
+)
+def test_noisy_parameters_that_do_not_fit_are_named(params, given):
+    params = {name: jnp.ones(shape) for name, shape in params.items()}
+    with pytest.raises(ValueError, match=rf"params must have .*'bias_mu': \(6,\).*; got .*{given}"):
+        noisy_linear(jnp.ones((2, 5)), params, jnp.ones(5), jnp.ones(6))
+
+
 LAYERS = [Linear(4), NoisyLinear(4), Conv2D(4), Deconv2D(4), Conv1D(4), DepthwiseConv2D(4)]
 
 
@@ -241,3 +263,10 @@ def test_categorical_sample_is_one_hot_with_the_logits_frequencies():
     assert categorical_sample(jax.random.key(2), logits[0]).shape == (3,)
     with pytest.raises(ValueError, match="3; got 2"):
         categorical_sample(jax.random.key(3), logits, depth=2)
+
+
+def test_categorical_sample_draws_rare_classes_of_bfloat16_logits():
+    """Noise of bfloat16 is too coarse to tell a class of one in 600 from others."""
+    logits = jnp.broadcast_to(jnp.array([6.4, 0.0], jnp.bfloat16), (200_000, 2))
+    rare = categorical_sample(jax.random.key(1), logits)[:, 1].mean()
+    np.testing.assert_allclose(rare, nn.sigmoid(-jnp.float32(logits[0, 0])), rtol=0.2)
