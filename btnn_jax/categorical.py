@@ -3,7 +3,9 @@
 Logits are float `[N, A]`, actions int `[N]` or one-hot `[N, A]`, with `N` any leading axes and `A` the number
 of actions. For a dict action space both are pytrees of the same structure, one leaf per head; the heads are
 independent, so everything here adds up over them. Results are float32 `[N]` whatever the logits are. A logit
-of -inf rules an action out.
+of -inf rules an action out. An int outside of `0..A-1` is no action: its log-probability is 0, without gradient.
+
+Derivatives are taken in reverse (`jax.grad`, and forward over that); `jax.jvp` of `log_prob` itself raises.
 """
 
 from __future__ import annotations
@@ -61,12 +63,18 @@ def kl_divergence(logits_p: PyTree, logits_q: PyTree) -> Array:
 
     Returns:
       float32 `[N]`.
+
+    Raises:
+      ValueError: if structures or shapes do not match.
     """
     pairs = matching_leaves("logits_p", logits_p, "logits_q", logits_q)
+    _check_heads([q for _, q in pairs])
 
     def head(p: Array, q: Array) -> Array:
+        if p.shape != q.shape:
+            raise ValueError(f"expected logits of one shape, got logits_p {p.shape} and logits_q {q.shape}")
         log_p, log_q = (jax.nn.log_softmax(jnp.asarray(x, jnp.float32), axis=-1) for x in (p, q))
-        possible = log_p > -jnp.inf
+        possible = jnp.exp(log_p) > 0
         difference = jnp.where(possible, log_p, 0.0) - jnp.where(possible, log_q, 0.0)
         return jnp.sum(jnp.exp(log_p) * difference, axis=-1)
 
@@ -78,12 +86,18 @@ def log_prob_and_entropy(
 ) -> tuple[Array, Array]:
     """`log_prob` and `entropy` for the price of one; `rows` is the `N` to insist on."""
     pairs = matching_leaves("actions", actions, "logits", logits)
-    for _, head in pairs:
-        if rows is not None and head.shape[:-1] != rows:
-            raise ValueError(f"expected logits [N, A] with N = {rows}, got {head.shape}")
+    _check_heads([head for _, head in pairs], rows)
     heads = [_head(jnp.asarray(head, jnp.float32), one_hot(action, head.shape)) for action, head in pairs]
     log_probs, entropies = zip(*heads, strict=True)
     return functools.reduce(jnp.add, log_probs), functools.reduce(jnp.add, entropies)
+
+
+def _check_heads(heads: list[Array], rows: tuple[int, ...] | None = None) -> None:
+    """A `ValueError` unless all heads have the same `N`, that of `rows` if given."""
+    for head in heads:
+        rows = head.shape[:-1] if rows is None else rows
+        if head.shape[:-1] != rows:
+            raise ValueError(f"expected logits [N, A] with N = {rows}, got {head.shape}")
 
 
 @jax.custom_vjp
@@ -103,19 +117,20 @@ def _head_forward(logits: Array, chosen: Array) -> tuple[tuple[Array, Array], tu
     shifted = jnp.where(weights > 0, shifted, 0.0)
     mean = jnp.sum(weights * shifted, axis=0) / total
     log_total = jnp.log(total)
-    return (taken - log_total, log_total - mean), (chosen, shifted, weights, total, mean)
+    mass = jnp.sum(chosen, axis=0)  # 1, or 0 where no action was chosen
+    return (taken - mass * log_total, log_total - mean), (chosen, shifted, weights, total, mean, mass)
 
 
 def _head_backward(residuals: tuple[Array, ...], cotangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    """`d log p[a] = sum((chosen - p) d logits)` and `d entropy = -sum(p (log p + entropy) d logits)`.
+    """`d log p[a] = sum((chosen - mass p) d logits)` and `d entropy = -sum(p (log p + entropy) d logits)`.
 
     By hand, because autodiff of `p log p` multiplies 0 by infinity at p = 0, and to share what both need.
     """
-    chosen, shifted, weights, total, mean = residuals
+    chosen, shifted, weights, total, mean, mass = residuals
     for_log_prob, for_entropy = (cotangent[None] for cotangent in cotangents)
     p = weights * (1.0 / total)[None]
     # The shift cancels: log p + entropy = shifted - its mean under p.
-    d_logits = for_log_prob * (chosen - p) - for_entropy * p * (shifted - mean[None])
+    d_logits = for_log_prob * (chosen - mass[None] * p) - for_entropy * p * (shifted - mean[None])
     d_logits = jnp.moveaxis(d_logits, 0, -1)
     return d_logits, jnp.zeros_like(d_logits)
 

@@ -11,6 +11,8 @@ for `jax.value_and_grad(..., has_aux=True)`. What they share:
 - `axis_name`: the mapped axis over which the caller averages losses and gradients with `jax.lax.pmean`. Every
   masked mean then divides by the mean count of the devices, so that this average is what one device would
   compute for the whole batch. Without a mask the counts are equal and the name changes nothing.
+- An action taken must be possible: where its logit is -inf, the loss is infinite or NaN.
+- Derivatives are taken in reverse, by `jax.grad`; see `categorical`.
 - Hyper-parameters may be traced, so a population can be mapped over them.
 """
 
@@ -54,7 +56,7 @@ def masked_mean(x: Array, where: Array | None = None, *, axis_name: AxisName | N
     """
     x = _float32(x)
     if where is None:
-        return jnp.mean(x)
+        return jnp.mean(x) if x.size else jnp.float32(0.0)
     _check_where(where, x.shape[: where.ndim])
     rows = jnp.mean(x, axis=tuple(range(where.ndim, x.ndim)))
     count = _pmean(jnp.sum(where, dtype=jnp.float32), axis_name)
@@ -85,7 +87,7 @@ def explained_variance(
 
     returns, values = _float32(returns), _float32(values)
     total = variance(returns)
-    varies = total > 0
+    varies = total > 1e-12 * mean(jnp.square(returns))  # the rounded mean of a constant is not that constant
     return jnp.where(varies, 1.0 - variance(returns - values) / jnp.where(varies, total, 1.0), 0.0)
 
 
@@ -166,7 +168,8 @@ def ppo_loss(
     `-mean(min(r advantage, clip(r, 1 - epsilon, 1 + epsilon) advantage))
     + value_weight mean((return - value)^2) - entropy_beta mean(entropy)`
 
-    Source: Schulman et al. 2017, "Proximal Policy Optimization Algorithms", equations 7 and 9.
+    Source: Schulman et al. 2017, "Proximal Policy Optimization Algorithms", equations 7 and 9. A ratio above
+    exp(20) counts as that, a constant without gradient.
 
     Args:
       actions: int `[N]` or one-hot `[N, A]`, or a pytree of them.
@@ -386,7 +389,11 @@ def beta_vae_loss(
     """
     if kl_reduction not in ("sum", "mean"):
         raise ValueError(f'kl_reduction is "sum" or "mean", got {kl_reduction!r}')
-    _check_where(where, d_kl.shape[:-1])
+    for target in jax.tree.leaves(targets):
+        if d_kl.ndim < 2 or target.shape[: d_kl.ndim - 1] != d_kl.shape[:-1]:
+            raise ValueError(
+                f"expected d_kl [N, latent] for targets [N, ...] {target.shape}, got {d_kl.shape}"
+            )
     reduce = jnp.sum if kl_reduction == "sum" else jnp.mean
     kl = masked_mean(reduce(_float32(_included(where, d_kl)), axis=-1), where, axis_name=axis_name)
     loss, metrics = ae_loss(targets, reconstructions, alpha=alpha, where=where, axis_name=axis_name)

@@ -34,9 +34,9 @@ class Window(NamedTuple):
     """Consecutive steps of one episode each, and the recurrent state to start from.
 
     `where` is one run of steps, which begins with the window or after burn-in, and ends with the window, the
-    episode or the newest stored step. The run's last step is there to bootstrap from, unless the episode
-    terminated with it: learn from step t if `where[t] & (where[t + 1] | terminated[t])`. What comes after the
-    run is stored data too, but not a continuation.
+    episode or the newest stored step; it is empty if that comes before the end of burn-in. The run's last
+    step is there to bootstrap from, unless the episode terminated with it: learn from step t if `where[t] &
+    (where[t + 1] | terminated[t])`. What comes after the run is stored data too, but not a continuation.
 
     Attributes:
         steps: `[burn_in + L + 1, N, ...]`, what was added.
@@ -142,20 +142,21 @@ class Replay:
         )
 
     def can_sample(self, state: ReplayState) -> Array:
-        """Bool `[]`: there is something for `sample`."""
-        return state.size > 0
+        """Bool `[]`: there is something for `sample`, two steps of a window past burn-in."""
+        return state.size > self.burn_in + 1
 
     def sample(self, key: Array, state: ReplayState, num: int) -> Window:
         """Draws windows which contain a uniformly drawn stored step each.
 
         A window starts at the nearest point before that step where the recurrent state is known: at the start
-        of the episode, where it is zero, or of the added sequence, where it is stored. So every stored step
-        is replayed, and the state in a window is the one that was there, for the parameters of that time;
-        `burn_in` refreshes it for today's.
+        of the episode, where it is zero, or of the added sequence, where it is stored. So the state in a
+        window is the one that was there, for the parameters of that time; `burn_in` refreshes it for today's.
+        Without burn-in every stored step is replayed. With it, a window that does not start its episode
+        replays nothing if the episode, or what is stored of it, ends in burn-in: `where` is all false.
 
         Args:
             key: consumed.
-            state: before anything was added, `where` is all false.
+            state: while `can_sample` is false, there may be nothing to learn from.
             num: `N`, number of windows.
         """
         key_step, key_env = jax.random.split(key)

@@ -124,7 +124,7 @@ def n_step_returns(
       terminated: bool `[T, ...]`.
       truncated: bool `[T, ...]`.
       discount: per step, a scalar or `[T, ...]`.
-      n: number of rewards, at least 1; the work grows with it.
+      n: number of rewards, at least 1, static; the work grows with it.
 
     Returns:
       float32 `[T, ...]`; fewer than `n` rewards where the return is cut.
@@ -140,9 +140,9 @@ def n_step_returns(
 
     def longer(_: int, returns: Array) -> Array:
         following = jnp.concatenate([returns[1:], next_values[-1:]])
-        return rewards + discounts * jnp.where(truncated, next_values, following)
+        return rewards + _weighted(discounts, jnp.where(truncated, next_values, following))
 
-    returns = rewards + discounts * next_values
+    returns = rewards + _weighted(discounts, next_values)
     return jax.lax.stop_gradient(jax.lax.fori_loop(1, min(n, rewards.shape[0]), longer, returns))
 
 
@@ -174,17 +174,10 @@ def lambda_returns(
       ValueError: if shapes do not match.
     """
     _check_steps(rewards, next_values, terminated, truncated)
-    next_values = _float32(next_values)
-    discounts = jnp.broadcast_to(_discounts(discount, terminated), rewards.shape)
-    mix = jnp.broadcast_to(_carried(lambda_, truncated), rewards.shape)
-
-    def step(returns: Array, now: tuple[Array, ...]) -> tuple[Array, Array]:
-        reward, discount, mix, next_value = now
-        returns = reward + discount * ((1.0 - mix) * next_value + mix * returns)
-        return returns, returns
-
-    steps = (_float32(rewards), discounts, mix, next_values)
-    return jax.lax.stop_gradient(jax.lax.scan(step, next_values[-1], steps, reverse=True)[1])
+    discounts = _discounts(discount, terminated)
+    mix = jnp.broadcast_to(_carried(lambda_, truncated), rewards.shape).at[-1].set(0.0)
+    gains = _float32(rewards) + _weighted(discounts * (1.0 - mix), next_values)
+    return jax.lax.stop_gradient(_accumulate(gains, discounts * mix))
 
 
 def gae(
@@ -199,7 +192,8 @@ def gae(
 ) -> tuple[Array, Array]:
     """Generalised advantage estimation, `A_t = delta_t + discount lambda A_{t+1}`.
 
-    Here `delta_t = r_t + discount V(s_{t+1}) - V(s_t)`; it is the lambda-return minus `V(s_t)`.
+    Here `delta_t = r_t + discount V(s_{t+1}) - V(s_t)`. It is the lambda-return minus `V(s_t)` where
+    `next_values[t]` is `values[t + 1]`, as it is of one network.
 
     Source: Schulman et al. 2016, "High-Dimensional Continuous Control Using Generalized Advantage
     Estimation", equation 16.
@@ -214,7 +208,7 @@ def gae(
       lambda_: 0 gives the one-step error, 1 the Monte-Carlo advantage; a scalar or `[T, ...]`.
 
     Returns:
-      Advantages and lambda-returns (advantages + values), both float32 `[T, ...]`.
+      Advantages, and advantages + values (returns to learn the values from), both float32 `[T, ...]`.
 
     Raises:
       ValueError: if shapes do not match.
@@ -224,10 +218,13 @@ def gae(
     >>> advantages, returns
     (Array([0.75, 0.5 ], dtype=float32), Array([1.75, 1.5 ], dtype=float32))
     """
+    _check_steps(rewards, next_values, terminated, truncated)
     _check("values", values, rewards)
-    returns = lambda_returns(rewards, next_values, terminated, truncated, discount=discount, lambda_=lambda_)
-    values = jax.lax.stop_gradient(_float32(values))
-    return returns - values, returns
+    values = _float32(values)
+    discounts = _discounts(discount, terminated)
+    errors = _float32(rewards) + _weighted(discounts, next_values) - values
+    advantages = _accumulate(errors, discounts * _carried(lambda_, truncated))
+    return jax.lax.stop_gradient((advantages, advantages + values))
 
 
 def vtrace(
@@ -266,7 +263,7 @@ def vtrace(
 
     Returns:
       Targets for the values and advantages for the policy, both float32 `[T, ...]`. On-policy the targets are
-      the lambda-returns.
+      the lambda-returns, where `next_values[t]` is `values[t + 1]`.
 
     Raises:
       ValueError: if shapes do not match.
@@ -279,17 +276,11 @@ def vtrace(
     rhos = jnp.minimum(ratios, clip_rho)
     carried = _carried(lambda_, truncated) * jnp.minimum(ratios, clip_c)
     discounts = _discounts(discount, terminated)
-    errors = rhos * (rewards + discounts * next_values - values)
-
-    def step(correction: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-        correction = now[0] + now[1] * correction
-        return correction, correction
-
-    steps = (errors, discounts * carried)
-    targets = values + jax.lax.scan(step, jnp.zeros_like(errors[-1]), steps, reverse=True)[1]
+    errors = rhos * (rewards + _weighted(discounts, next_values) - values)
+    targets = values + _accumulate(errors, discounts * carried)
     following = jnp.concatenate([targets[1:], next_values[-1:]])
     following = jnp.where(truncated, next_values, following)
-    return jax.lax.stop_gradient((targets, rhos * (rewards + discounts * following - values)))
+    return jax.lax.stop_gradient((targets, rhos * (rewards + _weighted(discounts, following) - values)))
 
 
 def pixel_control_targets(
@@ -319,6 +310,7 @@ def pixel_control_targets(
         )
     if next_q.shape == pixel_changes.shape[1:]:
         next_q = jnp.broadcast_to(next_q[None], pixel_changes.shape)
+    _check("next_q", next_q, pixel_changes)
     cells = [jnp.broadcast_to(x[..., None, None], pixel_changes.shape) for x in (terminated, truncated)]
     return discounted_returns(pixel_changes, next_q, *cells, discount=discount)
 
@@ -340,6 +332,21 @@ def reward_class(rewards: Array, threshold: ArrayLike = 0.0) -> Array:
     """
     rewards = _float32(rewards)
     return jnp.where(rewards > threshold, 1, jnp.where(-rewards > threshold, 2, 0)).astype(jnp.int32)
+
+
+def _accumulate(gains: Array, decays: Array) -> Array:
+    """`G_t = gains_t + decays_t G_{t+1}` over the first axis, from 0 after the last row."""
+
+    def step(following: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        total = now[0] + now[1] * following
+        return total, total
+
+    return jax.lax.scan(step, jnp.zeros_like(gains[-1]), (gains, decays), reverse=True)[1]
+
+
+def _weighted(weights: Array, values: Array) -> Array:
+    """`weights * values`, 0 where the weight is: a value that is not used may be anything, even NaN."""
+    return jnp.where(weights == 0, 0.0, weights * _float32(values))
 
 
 def _discounts(discount: ArrayLike, terminated: Array) -> Array:

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,6 +74,30 @@ def test_heads_add_up(batch):
     np.testing.assert_allclose(
         kl_divergence(tree, other), sum(kl_divergence(x, y) for x, _, y in parts), rtol=1e-6
     )
+
+
+def test_what_is_no_action_weighs_nothing(batch):
+    logits, actions = batch
+    for nothing in (jnp.full_like(actions, -1), jnp.full_like(actions, 6), jnp.zeros_like(logits)):
+        value, gradient = jax.value_and_grad(lambda x, a=nothing: log_prob(x, a).sum())(logits)
+        assert value == 0
+        assert not gradient.any()
+
+
+def test_shapes_that_would_broadcast_are_errors():
+    x = jnp.zeros((4, 3))
+    for other in (x[:, :1], x[0], x[:1]):
+        with pytest.raises(ValueError, match=rf"\(4, 3\).*{re.escape(str(other.shape))}"):
+            kl_divergence(x, other)
+    with pytest.raises(ValueError, match=r"N = \(4,\), got \(1, 3\)"):
+        entropy({"a": x, "b": x[:1]})
+    with pytest.raises(ValueError, match=r"N = \(4,\), got \(1, 3\)"):
+        kl_divergence({"a": x, "b": x[:1]}, {"a": x, "b": x[:1]})
+
+
+def test_a_divergence_skips_what_is_as_good_as_impossible():
+    np.testing.assert_array_equal(kl_divergence(jnp.array([0.0, -200]), jnp.array([0.0, -jnp.inf])), 0)
+    np.testing.assert_array_equal(kl_divergence(jnp.zeros(2), jnp.array([0.0, -jnp.inf])), jnp.inf)
 
 
 @pytest.mark.parametrize("extreme", [1e4, -1e4, -jnp.inf])

@@ -274,7 +274,10 @@ def test_ppo_is_the_clipped_surrogate():
         surrogate = jnp.minimum(ratio * advantage, jnp.clip(ratio, 0.9, 1.1) * advantage)
         entropy = -jnp.sum(jax.nn.softmax(learned["logits"]) * jax.nn.log_softmax(learned["logits"]), axis=-1)
         error = jnp.square(given["returns"] - learned["values"])
-        metrics = {"clip_fraction": jnp.mean(jnp.asarray(jnp.abs(ratio - 1) > 0.1, jnp.float32))}
+        metrics = {
+            "approx_kl": jnp.mean(ratio - 1 - (log_p - log_old)),
+            "clip_fraction": jnp.mean(jnp.asarray(jnp.abs(ratio - 1) > 0.1, jnp.float32)),
+        }
         return jnp.mean(-surrogate + error - 0.01 * entropy), metrics
 
     (loss, metrics), gradients = value_and_grad("ppo", learned, given, epsilon=jnp.float32(0.1))
@@ -284,7 +287,8 @@ def test_ppo_is_the_clipped_surrogate():
     assert_close(loss, expected)
     assert_close(gradients, expected_gradients)
     assert 0 < metrics["clip_fraction"] < 1, "choose inputs of which some are clipped"
-    assert_close(metrics["clip_fraction"], expected_metrics["clip_fraction"])
+    for name, value in expected_metrics.items():
+        assert_close(metrics[name], value, rtol=1e-4)
 
 
 def test_ppo_at_unchanged_parameters():
@@ -327,14 +331,23 @@ def test_explained_variance():
     assert_close(explained_variance(returns, returns + noise, where), expected, rtol=1e-4)
     assert explained_variance(returns, returns) == 1
     assert_close(explained_variance(returns, jnp.zeros(64)), 0.0)
-    assert explained_variance(jnp.ones(64), noise) == 0
+    for constant in (1, 0.1, 7.7, 1000.1):
+        assert explained_variance(jnp.full(7, constant, jnp.float32), noise[:7]) == 0
     halves = [x.reshape(2, 32) for x in (returns, returns + noise, where)]
     mapped = jax.vmap(functools.partial(explained_variance, axis_name="i"), axis_name="i")(*halves)
     assert_close(mapped, jnp.full(2, expected), rtol=1e-4)
 
 
+def test_no_rows_are_no_loss():
+    assert masked_mean(jnp.zeros((0, 3))) == 0
+    assert rp_loss(jnp.zeros(0, jnp.int32), jnp.zeros((0, 3)))[0] == 0
+
+
 def test_mismatches_are_errors():
     x = jnp.zeros(N)
+    for d_kl in (x, jnp.zeros((2, N, 3)), jnp.zeros((N + 1, 3))):
+        with pytest.raises(ValueError, match=r"d_kl \[N, latent\] for targets \[N, ...\] \(8, 2\), got "):
+            beta_vae_loss(jnp.zeros((N, 2)), jnp.zeros((N, 2)), d_kl)
     with pytest.raises(ValueError, match=r"'values': \(8, 1\)"):
         value_fn_loss(x, x[:, None])
     with pytest.raises(ValueError, match=r"where bool \(8,\), got float32 \(8,\)"):

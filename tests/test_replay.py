@@ -91,6 +91,18 @@ def test_an_empty_replay_has_nothing_to_sample():
     assert replay.can_sample(state)
 
 
+def test_what_is_stored_may_not_reach_past_burn_in():
+    replay = make_replay(4 * T, T, burn_in=T - 1)
+    endless = [
+        (label, reward, jnp.zeros_like(resets), core) for label, reward, resets, core in play(2, seed=0)
+    ]
+    one, two = filled(replay, endless)
+    assert not replay.can_sample(one)
+    assert draw(replay, one, 16)[0].where.sum(0).max() <= 1
+    assert replay.can_sample(two)
+    assert draw(replay, two, 16)[0].where.sum(0).max() > 1
+
+
 @pytest.mark.parametrize(
     ("num_sequences", "length", "burn_in"), [(2, None, 0), (3, T + 3, 0), (4, T, 2), (4, 2 * T, T + 1)]
 )

@@ -1,3 +1,6 @@
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,6 +119,37 @@ def test_gae_at_one_is_monte_carlo_and_at_zero_the_td_error(seed):
     assert_close(gae(*x.steps_with_values, discount=DISCOUNT, lambda_=1.0)[0], monte_carlo - x.values)
     td_error = x.rewards + DISCOUNT * ~x.terminated * x.next_values - x.values
     assert_close(gae(*x.steps_with_values, discount=DISCOUNT, lambda_=0.0)[0], td_error)
+
+
+def test_gae_adds_up_errors_whatever_the_next_values():
+    x = Rollout(0)
+    following = np.sin(x.next_values)  # of another network, say
+    (errors, _), (advantages, returns) = (
+        gae(x.rewards, x.values, following, x.terminated, x.truncated, discount=DISCOUNT, lambda_=lambda_)
+        for lambda_ in (0.0, 0.7)
+    )
+    ends = (x.terminated | x.truncated)[:-1]
+    assert_close(advantages[:-1], errors[:-1] + np.where(ends, 0, 0.7 * DISCOUNT * advantages[1:]))
+    assert_close(returns, advantages + x.values)
+
+
+@pytest.mark.parametrize("unread", [np.nan, np.inf])
+def test_values_that_are_not_read_may_be_anything(unread):
+    x, y = Rollout(0), Rollout(0)
+    y.next_values = np.where(x.terminated, unread, x.next_values).astype(np.float32)
+    for function, fields, options in [
+        (discounted_returns, "steps", {}),
+        (lambda_returns, "steps", {"lambda_": 0.7}),
+        (n_step_returns, "steps", {"n": 3}),
+        (gae, "steps_with_values", {"lambda_": 0.7}),
+        (functools.partial(vtrace, x.log_ratios), "steps_with_values", {}),
+    ]:
+        expected, got = (function(*getattr(z, fields), discount=DISCOUNT, **options) for z in (x, y))
+        chex.assert_trees_all_equal(got, expected)
+    y.next_values = np.where(x.truncated | (np.arange(T) == T - 1)[:, None], x.next_values, unread).astype(
+        np.float32
+    )
+    chex.assert_trees_all_equal(*(discounted_returns(*z.steps, discount=DISCOUNT) for z in (x, y)))
 
 
 @seeds
@@ -286,5 +320,7 @@ def test_mismatches_are_errors():
         discounted_returns(*x.steps, discount=np.ones(3, np.float32))
     with pytest.raises(ValueError, match=r"got \(12, 4, 3, 2\)"):
         pixel_control_targets(np.ones((T, 4, 3, 2)), np.ones((4, 3, 2)), x.terminated, x.truncated)
+    with pytest.raises(ValueError, match=r"next_q .*\(12, 5, 3, 2\), got \(2, 3\)"):
+        pixel_control_targets(np.ones((T, B, 3, 2)), np.ones((2, 3)), x.terminated, x.truncated)
     with pytest.raises(ValueError, match="last_value"):
         targets.next_values(x.values, x.last_value[1:])
