@@ -1,4 +1,4 @@
-"""The examples of mappings, each run as a user runs it."""
+"""The examples, each run as a user runs it."""
 
 import os
 import pathlib
@@ -56,6 +56,11 @@ def test_learns_to_catch(name):
             "shard_map": "on 8 devices; whole on each: {'params': True, 'actors': False}",
             "mesh": "24 of 36 moments divided",
         }[name] in text
+
+
+@pytest.mark.slow
+def test_an_environment_of_ones_own_is_learned():
+    assert number("environment: return", output(start("environment"))) > 5  # of about 7; at random it is about 0
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from btnn_jax.envs.base import Environment, TimeStep, auto_reset
+from btnn_jax.envs.base import Environment, TimeStep, auto_reset, check_environment
 from btnn_jax.envs.base import check_known as _check_known
 from btnn_jax.envs.gymnax import gymnax_names, make_gymnax
 from btnn_jax.envs.probes import PROBES
@@ -15,6 +15,7 @@ __all__ = [
     "Environment",
     "TimeStep",
     "auto_reset",
+    "check_environment",
     "gymnax_names",
     "make",
     "make_gymnax",

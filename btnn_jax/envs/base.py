@@ -1,7 +1,8 @@
 """The protocol of an environment, and what every implementation of it shares."""
 
 import difflib
-from collections.abc import Callable, Iterable
+import numbers
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -36,7 +37,9 @@ class TimeStep(NamedTuple):
 class Environment(Protocol):
     """One environment as two pure functions; whoever wants many of them uses `jax.vmap`.
 
-    The state is a pytree of arrays whose shapes and dtypes never change: `jax.lax.scan` can carry it.
+    The state is a pytree of arrays whose shapes and dtypes never change: `jax.lax.scan` can carry it. `step` starts
+    the next episode itself, most simply by ending with `auto_reset`. `docs/examples/environment.py` is a whole one, and
+    `check_environment` tells what one of yours has got wrong.
     """
 
     @property
@@ -77,6 +80,61 @@ def auto_reset(
         lambda new, old: jnp.where(ended, new, old), reset(key), (state, step.final_observation)
     )
     return state, step._replace(observation=observation)
+
+
+def check_environment(env: Environment) -> None:
+    """Traces `env`, without running it, and holds what it gives against the protocol.
+
+    Raises:
+        ValueError: of one line, about the first thing that is otherwise.
+
+    >>> from btnn_jax import envs
+    >>> check_environment(envs.make("CartPole-v1"))
+    """
+
+    def check(what: str, got: PyTree, expected: PyTree) -> None:
+        if (found := _shapes(got)) != (wanted := _shapes(expected)):
+            raise ValueError(f"{what} of environment {env.name!r} must be {wanted}, got {found}")
+
+    if not _are_depths(env.action_depths):
+        raise ValueError(
+            f"action_depths of environment {env.name!r} must be a number of actions, or a dict of them; got "
+            f"{env.action_depths!r}"
+        )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    began = jax.eval_shape(env.reset, key)
+    if not (isinstance(began, tuple) and len(began) == 2):
+        raise ValueError(f"reset of environment {env.name!r} must return (state, observation), got {began!r}")
+    state, observation = began
+    check("the observation that reset returns, (state, observation),", observation, env.observation)
+    action = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), jnp.int32), _as_dict(env.action_depths))
+    moved = jax.eval_shape(env.step, key, state, action)
+    if not (isinstance(moved, tuple) and len(moved) == 2 and isinstance(moved[1], TimeStep)):
+        raise ValueError(f"step of environment {env.name!r} must return (state, TimeStep), got {moved!r}")
+    after, step = moved
+    check("the state after a step", after, state)
+    check("observation after a step", step.observation, env.observation)
+    check("final_observation after a step", step.final_observation, env.observation)
+    check("reward", step.reward, jax.ShapeDtypeStruct((), jnp.float32))
+    for name in ("terminated", "truncated"):
+        check(name, getattr(step, name), jax.ShapeDtypeStruct((), bool))
+
+
+def _shapes(tree: PyTree) -> PyTree:
+    """Dtype and shape of every leaf, as text."""
+    return jax.tree.map(lambda leaf: f"{leaf.dtype}{[*leaf.shape]}", tree)
+
+
+def _as_dict(depths: Any) -> Any:
+    if isinstance(depths, Mapping):
+        return {name: _as_dict(depth) for name, depth in depths.items()}
+    return depths
+
+
+def _are_depths(depths: Any) -> bool:
+    if isinstance(depths, Mapping):
+        return len(depths) > 0 and all(map(_are_depths, depths.values()))
+    return isinstance(depths, numbers.Integral) and depths > 0  # type: ignore[operator]
 
 
 def check_known(what: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -14,7 +14,7 @@ from flax import struct
 
 from btnn_jax import losses, targets
 from btnn_jax.encoders import as_image, one_stream
-from btnn_jax.envs.base import Environment
+from btnn_jax.envs.base import Environment, check_environment
 from btnn_jax.policies import UnrealPolicy, frozen_mask, init_params, make_policy, with_pretrained
 from btnn_jax.replay import ReplayState, make_replay
 from btnn_jax.training.autoencode import default_layers, make_model
@@ -97,8 +97,10 @@ def make_unreal(
       made, 0 if all were skipped.
 
     Raises:
-      ValueError: the axis has another size than `config.shards`.
+      ValueError: `env` breaks the protocol, its observations do not fit `config`, or the axis has another size than
+        `config.shards`.
     """
+    check_environment(env)
     policy = policy or make_unreal_policy(config, env)
     reset, rollout = make_rollout(
         env,
