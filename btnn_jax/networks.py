@@ -21,16 +21,18 @@ from flax.typing import Dtype, Initializer
 from jax import Array
 
 from btnn_jax.convolution import deconv2d
-from btnn_jax.layers import Conv1D, Conv2D, NoisyLinear, categorical_sample
+from btnn_jax.layers import Conv1D, Conv2D, DepthwiseConv2D, NoisyLinear, categorical_sample
 from btnn_jax.recurrence import LSTMState, lstm
 
 PyTree = Any
 MakeLayer = Callable[..., nn.Module]  # a module's class, or a partial of one
+_MOST_CHANNELS = 2**16  # of depthwise convolutions, whose number grows with each layer
 
 
 def _call_noisy(layer: nn.Module, x: Array, deterministic: bool) -> Array:
-    """Calls a layer that may or may not have noise to switch off."""
-    return layer(x, deterministic=deterministic) if hasattr(layer, "deterministic") else layer(x)
+    """Calls a layer that may or may not have noise to switch off, or may have decided that by itself."""
+    undecided = getattr(layer, "deterministic", False) is None
+    return layer(x, deterministic=deterministic) if undecided else layer(x)
 
 
 class LayerNorm(nn.Module):
@@ -68,6 +70,9 @@ class LayerNorm(nn.Module):
 class Conv2DNetwork(nn.Module):
     """A stack of convolution, layer norm, ELU, `[N..., H, W, C] -> [N..., h, w, num_filters[-1]]`.
 
+    Depthwise convolutions multiply channels instead, to `C * prod(num_filters)`: they want 1 to 4 filters a layer, and
+    more than 65536 channels are an error.
+
     The norm takes mean and variance over H, W and C together (Ba et al. 2016, "Layer Normalization").
 
     Attributes:
@@ -104,14 +109,17 @@ class Conv2DNetwork(nn.Module):
         _check_choice("norm", self.norm, ("layer", None))
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         for k, filters in enumerate(self.num_filters, 1):
-            x = self.layer(
+            convolution = self.layer(
                 filters,
                 filter_size=self.filter_size,
                 stride=self.stride,
                 pad=self.pad,
                 name=f"conv_{k}",
                 **types,
-            )(x)
+            )
+            if isinstance(convolution, DepthwiseConv2D):
+                _check_channels(k, x.shape[-1], filters)
+            x = convolution(x)
             if self.norm is not None:
                 x = LayerNorm(epsilon=self.norm_epsilon, name=f"norm_{k}", **types)(x)
             x = nn.Dropout(self.dropout_rate)(nn.elu(x), deterministic=deterministic)
@@ -167,7 +175,7 @@ class Conv1DNetwork(nn.Module):
 
 
 def _orthogonal_gates(key: Array, shape: tuple[int, int], dtype: Dtype) -> Array:
-    """One orthogonal matrix per gate, side by side `[H, 4 * H]`.
+    """One orthogonal matrix per gate, side by side `[H, 4 * H]`, made in float32: QR knows no bfloat16.
 
     `vmap` over it goes from one matrix to the next: two batched QR factorizations at once can block XLA's threads on a
     CPU of two cores for ever (jaxlib 0.10).
@@ -175,9 +183,9 @@ def _orthogonal_gates(key: Array, shape: tuple[int, int], dtype: Dtype) -> Array
 
     @jax.custom_batching.sequential_vmap
     def gate(key: Array) -> Array:
-        return nn.initializers.orthogonal()(key, (shape[0], shape[0]), dtype)
+        return nn.initializers.orthogonal()(key, (shape[0], shape[0]), jnp.float32)
 
-    return jnp.concatenate([gate(k) for k in jax.random.split(key, 4)], axis=1)
+    return jnp.concatenate([gate(k) for k in jax.random.split(key, 4)], axis=1).astype(dtype)
 
 
 class _LSTMLayer(nn.Module):
@@ -226,7 +234,8 @@ class LSTMNetwork(nn.Module):
     @nn.nowrap
     def initial_state(self, batch_size: int) -> tuple[LSTMState, ...]:
         """The state before any step: for each layer `(c, h)`, float32 zeros `[B, H]`. Needs no parameters."""
-        return tuple((jnp.zeros((batch_size, size)), jnp.zeros((batch_size, size))) for size in self.layers)
+        shapes = [(batch_size, size) for size in self.layers]
+        return tuple((jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)) for shape in shapes)
 
     @nn.compact
     def __call__(
@@ -248,7 +257,7 @@ class LSTMNetwork(nn.Module):
           deterministic: switches dropout off.
 
         Returns:
-          Outputs `[T, B, layers[-1]]` and the state after the last step, float32.
+          Outputs `[T, B, layers[-1]]` in the type of computation, and the state after the last step, float32.
         """
         if len(state) != len(self.layers):
             raise ValueError(
@@ -272,6 +281,9 @@ class ActorCritic(NamedTuple):
 
 def _head_name(name: str, path: tuple[Any, ...]) -> str:
     """Parameter name of one head of a dict action space: `action`, or `action.arm.left`."""
+    if not all(isinstance(entry, jax.tree_util.DictKey) for entry in path):
+        where = jax.tree_util.keystr(path)
+        raise ValueError(f"expected a number of actions, or a (nested) dict of them, got an entry {where}")
     return ".".join([name, *(str(entry.key) for entry in path)])
 
 
@@ -531,6 +543,14 @@ def pc_inner_shape(
             f"{output}; filter_size {fitting} would fit, or another estimator stride"
         )
     return inner[0], inner[1], channels
+
+
+def _check_channels(layer: int, channels: int, filters: int) -> None:
+    if channels * filters > _MOST_CHANNELS:
+        raise ValueError(
+            f"layer {layer} would have {channels} * {filters} = {channels * filters} channels: depthwise convolutions "
+            "multiply them, take fewer num_filters"
+        )
 
 
 def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:

@@ -193,6 +193,18 @@ def test_bfloat16_computes_and_heads_answer_in_float32(name):
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(kept))
 
 
+@pytest.mark.parametrize("param_dtype", [jnp.bfloat16, jnp.float32])
+def test_lstm_network_may_be_kept_in_bfloat16_and_its_state_is_float32(param_dtype):
+    network, x = LSTMNetwork((4, 3), dtype=jnp.bfloat16, param_dtype=param_dtype), normals(5, 2, 3)
+    with jax.enable_x64(True):
+        state = network.initial_state(2)
+    variables = network.init(jax.random.key(0), x, state)
+    y, after = apply(network, variables, x, state)
+    assert y.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(param_dtype)}
+    assert {leaf.dtype for leaf in jax.tree.leaves((state, after))} == {jnp.dtype(jnp.float32)}
+
+
 @pytest.mark.parametrize("module", [DenseAACNetwork(4), DenseRPNetwork(), DuellingPCNetwork(4, (2, 3, 4))])
 def test_noise_follows_the_key_and_can_be_switched_off(module):
     x = normals(3, 5)
@@ -205,6 +217,8 @@ def test_noise_follows_the_key_and_can_be_switched_off(module):
     assert_close(run(0), run(0), atol=0)
     assert all((a != b).any() for a, b in zip(run(0), run(1), strict=True))
     means = apply(module, variables, x, deterministic=True)  # without a key
+    silent = module.copy(linear=functools.partial(NoisyLinear, deterministic=True))
+    assert_close(apply(silent, variables, x), means)
     linear = module.copy(linear=Linear)
     renamed = {
         layer: {k.removesuffix("_mu"): v for k, v in leaves.items() if not k.endswith("_sigma")}
@@ -240,6 +254,9 @@ def test_dropout_follows_the_key_and_is_off_by_default(module):
         (Conv2DNetwork(norm="batch"), "norm must be one of"),
         (Conv1DNetwork(norm="batch"), "norm must be one of"),
         (DenseAACNetwork(4, logits_norm="layer"), "logits_norm must be one of"),
+        (DenseAACNetwork((2, 3)), r"\(nested\) dict of them, got an entry \[0\]"),
+        (DuellingPCNetwork({"a": [2, 3]}, (2, 3, 4)), r"\(nested\) dict of them, got an entry \['a'\]\[0\]"),
+        (Conv2DNetwork(layer=DepthwiseConv2D), r"layer 3 would have 3072 \* 64 = 196608 channels"),
     ],
 )
 def test_unknown_options_are_errors(module, message):
