@@ -27,14 +27,15 @@ class ObservationEncoder(nn.Module):
     Attributes:
       shape_ranks: rank of each stream without leading axes, an int or a dict of ints like the observation.
       num_filters: filters of the convolution stack; None takes (32, 32, 64, 64) with stride 2 and SAME padding for
-        images and signals longer than 20, and (16, 32) with stride 1 and VALID padding for smaller ones.
+        images and signals longer than 20, and (16, 32) with stride 1 for smaller ones; () is no convolution. The
+        padding of smaller ones is VALID, or SAME where VALID would leave nothing of a side.
       filter_size: side of the square filters; along an axis of size 1 the filter is 1.
       stride: stride of every convolution; None as for `num_filters`.
       hidden: sizes of the dense layers.
       conv_layer: the convolution, `btnn_jax.layers.Conv2D` or a module with its fields.
       autoencoder: one of `btnn_jax.ae` whose latent variables take the place of the convolution stack; of a
         variational one the posterior's mean. `reconstruct` gives its reconstruction, to learn from.
-      ae_stream: name of the stream that it encodes, for dict observations of several images or signals.
+      ae_stream: name of the stream that it encodes; needed where several are images or signals.
       shared: names of streams of one shape that the same weights encode, called `shared`.
       dtype: type of computation.
       param_dtype: type of the parameters.
@@ -61,7 +62,8 @@ class ObservationEncoder(nn.Module):
         """The features of each stream, `[..., D]`, in the order of their names; of the only one, as `stream`.
 
         Raises:
-          ValueError: the streams are not those of `shape_ranks`, or those that share weights differ in shape.
+          ValueError: the streams are not those of `shape_ranks`, those that share weights differ in shape, or it is
+            not said which the autoencoder encodes.
         """
         if not isinstance(self.shape_ranks, Mapping):
             return {"stream": self._stream("stream", observation, self.shape_ranks)}
@@ -69,6 +71,9 @@ class ObservationEncoder(nn.Module):
             raise ValueError(
                 f"expected observation streams {sorted(self.shape_ranks)}, got {sorted(observation)}"
             )
+        if self.autoencoder is not None:
+            images = {name: rank for name, rank in self.shape_ranks.items() if rank >= 2}
+            one_stream(images, self.ae_stream)  # checks
         features = {}
         if self.shared:
             stacked = jnp.stack([observation[name] for name in check_shared(observation, self.shared)])
@@ -120,19 +125,30 @@ class ObservationEncoder(nn.Module):
     def _convolutions(self, name: str, x: jax.Array) -> jax.Array:
         height, width, _ = x.shape[-3:]
         small = max(height, width) <= 20
-        filters = self.num_filters or ((16, 32) if small else (32, 32, 64, 64))
-        stride = self.stride or (1 if small else 2)
+        default, stride = ((16, 32), 1) if small else ((32, 32, 64, 64), 2)
+        filters = default if self.num_filters is None else self.num_filters
+        stride = stride if self.stride is None else self.stride
+        valid = small and all(
+            side == 1 or _left(side, self.filter_size, stride, len(filters)) > 0 for side in (height, width)
+        )
         return Conv2DNetwork(
             filters,
             tuple(1 if side == 1 else self.filter_size for side in (height, width)),
             tuple(1 if side == 1 else stride for side in (height, width)),
-            pad="VALID" if small else "SAME",
+            pad="VALID" if valid else "SAME",
             layer=self.conv_layer,
             norm_epsilon=1e-5,  # an almost dark frame has almost no variance
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name=f"{name}_conv",
         )(x)
+
+
+def _left(side: int, filter_size: int, stride: int, layers: int) -> int:
+    """What so many VALID convolutions leave of a side; 0 or less for nothing."""
+    for _ in range(layers):
+        side = (side - filter_size) // stride + 1
+    return side
 
 
 def as_image(shape: tuple[int, ...]) -> tuple[int, int, int]:

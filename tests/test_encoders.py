@@ -75,6 +75,30 @@ def test_a_black_frame_has_a_gradient_like_any_other():
     assert max(norms) < 2 * norms[0]
 
 
+@pytest.mark.parametrize(
+    ("shape", "left"),
+    [
+        ((4, 4, 3), (4, 4)),
+        ((3, 3, 2), (3, 3)),
+        ((10, 2, 3), (10, 2)),
+        ((2, 5), (2, 1)),
+        ((4, 1), (4, 1)),
+        ((5, 5, 3), (1, 1)),  # enough for two VALID filters of 3
+        ((10, 10, 3), (6, 6)),
+        ((7, 5), (3, 1)),
+    ],
+)
+def test_the_smallest_images_and_signals_are_encoded(shape, left):
+    encoder = ObservationEncoder(len(shape), hidden=())
+    features, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), draw(shape))
+    assert features.shape == (3, left[0] * left[1] * 32)
+
+
+def test_no_filters_are_no_convolutions():
+    encoder, x = ObservationEncoder(3, num_filters=(), hidden=(5,)), draw((4, 4, 3))
+    assert set(start(encoder, x)["params"]) == {"stream_dense_0"}
+
+
 def test_streams_that_share_an_encoder_share_its_parameters():
     own = ObservationEncoder({"a": 2, "b": 2, "c": 1}, num_filters=(2,), hidden=(5,))
     shared = own.clone(shared=("b", "a"))
@@ -164,5 +188,10 @@ def test_clear_errors():
         ValueError, match=r"one shape and type, got a float32 \(3, 30, 5\), b float32 \(3, 30, 4\)"
     ):
         encoder.init(jax.random.key(0), {"a": draw((30, 5)), "b": draw((30, 4))})
+    images = {"a": draw((30, 5)), "b": draw((30, 5)), "vector": draw((7,))}
+    encoder = ObservationEncoder({"a": 2, "b": 2, "vector": 1}, autoencoder=Conv2DAutoencoder())
+    for name in (None, "vector"):
+        with pytest.raises(ValueError, match=rf"one observation stream of \['a', 'b'\], got {name!r}"):
+            encoder.clone(ae_stream=name).init(jax.random.key(0), images)
     with pytest.raises(ValueError, match="no autoencoder"):
-        encoder.apply({}, {"a": draw((30, 5))}, method="reconstruct")
+        encoder.clone(autoencoder=None).apply({}, {"a": draw((30, 5))}, method="reconstruct")
