@@ -38,7 +38,7 @@ class AgentInput(NamedTuple):
 
 
 class PolicyOutput(NamedTuple):
-    """What the agent answers; float32 whatever the network computes in."""
+    """What the agent answers: logits and value in float32, features in the type that the network computes in."""
 
     logits: PyTree  # [T, B, A], or a dict of them
     value: jax.Array  # [T, B]
@@ -123,6 +123,11 @@ class UnrealPolicy(nn.Module):
 
     def _feedback(self, inputs: AgentInput, dtype: Any) -> tuple[jax.Array, jax.Array]:
         """Last action `[T, B, sum A]` and reward `[T, B, 1]`, zero at an episode's first step."""
+        given = [("last_reward", inputs.last_reward)]
+        given += [("last_action", action) for action in jax.tree.leaves(inputs.last_action)]
+        for name, x in given:
+            if x.shape != inputs.reset.shape:  # a size of 1 would be broadcast
+                raise ValueError(f"{name} must have shape {inputs.reset.shape} like reset, got {x.shape}")
         actions = jax.tree.map(
             lambda depth, action: jax.nn.one_hot(action, depth, dtype=dtype),
             unfreeze(self.action_depths),
@@ -248,6 +253,13 @@ def _check_stacked(observation: PyTree) -> None:
         raise ValueError(
             f"a stacked-LSTM policy needs the observation streams 'external' and 'internal', got {streams}"
         )
+
+
+def _check_streams(observation: PyTree) -> None:
+    streams = observation if isinstance(observation, Mapping) else {"stream": observation}
+    for name, stream in streams.items():
+        if not hasattr(stream, "shape"):
+            raise ValueError(f"observation streams must be arrays, got {stream} as {name!r}")
 
 
 def init_params(policy: UnrealPolicy, key: jax.Array, observation: PyTree, *, rp_frames: int = 3) -> PyTree:
@@ -391,6 +403,7 @@ def make_policy(
     """
     if kind not in ("unreal", "stacked_lstm"):
         raise ValueError(f"kind must be 'unreal' or 'stacked_lstm', got {kind!r}")
+    _check_streams(observation)
     if kind == "stacked_lstm":
         _check_stacked(observation)
         if len(lstm) not in (1, 2):

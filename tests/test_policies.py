@@ -1,4 +1,5 @@
 import functools
+import re
 
 import chex
 import jax
@@ -172,13 +173,25 @@ def test_the_distribution_over_a_dict_of_actions_adds_up():
 def test_what_cannot_fit_is_said():
     with pytest.raises(ValueError, match=r"\(7,\)"):
         make_policy(4, VECTOR, pixel_control=True)
-    with pytest.raises(ValueError, match=r"\(5, 5\).*\(9, 9\)|\(9, 9\).*\(5, 5\)|grid"):
+    grids = (
+        r"grid \(3, 3\) of frames \(7, 7, 1\).* comes nearest with \(4, 4\); filter_size \(3, 3\) would fit"
+    )
+    with pytest.raises(ValueError, match=grids):
         make_policy(4, jax.ShapeDtypeStruct((7, 7, 1), bool), pixel_control=True)
+    with pytest.raises(ValueError, match=r"streams must be arrays, got \{'inner': .*\} as 'arm'"):
+        make_policy(4, {"arm": {"inner": VECTOR}, "leg": VECTOR}, pixel_control=False)
+    with pytest.raises(ValueError, match=r"streams must be arrays, got \[.*\] as 'stream'"):
+        make_policy(4, [VECTOR], pixel_control=False)
     with pytest.raises(ValueError, match="'one', 'other'"):
         make_policy(4, {"one": SIGNAL, "other": SIGNAL}, pixel_control=True)
     policy, params = small(VECTOR, pixel_control=False, reward_prediction=False)
     with pytest.raises(ValueError, match="pc_head"):
         policy.apply({"params": params}, jnp.zeros((2, 8)), method=UnrealPolicy.pixel_control)
+    inputs = make_inputs(VECTOR, 4)
+    for name, x in (("last_reward", jnp.zeros((1, 1))), ("last_action", jnp.zeros((5, 1), jnp.int32))):
+        wrong = re.escape(f"{name} must have shape (5, 3) like reset, got {x.shape}")
+        with pytest.raises(ValueError, match=wrong):
+            policy.apply({"params": params}, inputs._replace(**{name: x}), policy.initial_state(3))
     with pytest.raises(ValueError, match="rp_head"):
         policy.apply({"params": params}, jnp.zeros((2, 3, 7)), method=UnrealPolicy.reward_prediction)
 
