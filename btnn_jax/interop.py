@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import re
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
@@ -165,6 +166,11 @@ def _lstm_network(module: networks.LSTMNetwork, read: _Reader, inputs: int | Non
     for k, size in enumerate(module.layers):
         cell = read.within(f"cell_{k}/basic_lstm_cell")
         kernel = cell("kernel", (None if inputs is None else inputs + size, 4 * size))
+        if len(kernel) <= size:
+            raise ValueError(
+                f"the kernel of LSTM cell {k} should have more than {size} rows, those of the state, it has shape "
+                f"{kernel.shape}"
+            )
         params[f"layer_{k}"] = {
             "kernel_x": kernel[:-size],
             "kernel_h": kernel[-size:],
@@ -205,9 +211,9 @@ def _duelling_pc_network(module: networks.DuellingPCNetwork, read: _Reader, inpu
 
 
 def _single_head(module: nn.Module, depths: Any) -> int:
-    if not isinstance(depths, int):
+    if not isinstance(depths, numbers.Integral):  # a space's `n` is one of numpy's
         raise ValueError(f"BTGym's {type(module).__name__} has one discrete action, not {depths}")
-    return depths
+    return int(depths)
 
 
 def _encoder(module: ae.Conv2DEncoder, read: _Reader, inputs: int | None) -> Params:

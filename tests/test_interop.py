@@ -149,6 +149,22 @@ def test_a_wrong_shape_is_named(network, name, shape, expected, golden):
         from_btgym(module, variables | {name: np.zeros(shape)})
 
 
+def test_a_kernel_without_rows_for_inputs_is_named():
+    cell = "rnn/multi_rnn_cell/cell_0/basic_lstm_cell"
+    variables = {f"{cell}/kernel": np.zeros((3, 16)), f"{cell}/bias": np.zeros(16)}
+    with pytest.raises(ValueError, match=r"kernel of LSTM cell 0 .* more than 4 rows, .* \(3, 16\)"):
+        from_btgym(networks.LSTMNetwork((4,)), variables)
+
+
+def test_numpys_integers_are_numbers_of_actions(golden):
+    g = golden("net_dense_aac_linear")
+    heads = [
+        networks.DenseAACNetwork(depth, linear=layers.Linear, logits_norm="layer_norm")
+        for depth in (g.cfg["ac_space_depth"], np.int64(g.cfg["ac_space_depth"]))
+    ]
+    chex.assert_trees_all_equal(*(from_btgym(head, g.variables) for head in heads))
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
