@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -51,13 +51,13 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: Pair = (1, 1), padding: str 
       `[N..., h, w, O]`, the dtype of `x`; sums are taken in float32 or better.
 
     Raises:
-      ValueError: if the shapes do not fit or leave no output.
+      ValueError: if the shapes or strides do not fit or leave no output.
 
     >>> import jax.numpy as jnp
     >>> conv2d(jnp.ones((2, 84, 84, 4)), jnp.ones((8, 8, 4, 16)), (4, 4), "VALID").shape
     (2, 20, 20, 16)
     """
-    _check(x, kernel)
+    _check(x, kernel, stride)
     window = _window(x, kernel, stride, padding)
     return _over_leading_axes(lambda x: _correlate(x, kernel, window), x)
 
@@ -81,13 +81,13 @@ def deconv2d(x: jax.Array, kernel: jax.Array, stride: Pair = (2, 2)) -> jax.Arra
       `[N..., H, W, O]` with `H = (h - 1) * stride + kh`, the dtype of `x`.
 
     Raises:
-      ValueError: if the shapes do not fit or leave no output.
+      ValueError: if the shapes or strides do not fit or leave no output.
 
     >>> import jax.numpy as jnp
     >>> deconv2d(jnp.ones((2, 9, 9, 32)), jnp.ones((4, 4, 32, 1))).shape
     (2, 20, 20, 1)
     """
-    _check(x, kernel)
+    _check(x, kernel, stride)
     (h, w), (kh, kw), (sh, sw) = x.shape[-3:-1], kernel.shape[:2], stride
     if min(h, w, kh, kw) <= 0:
         raise ValueError(f"x and kernel must not be empty in space; got {x.shape} and {kernel.shape}.")
@@ -110,13 +110,13 @@ def depthwise_conv2d(
       `[N..., h, w, C * M]`, the dtype of `x`.
 
     Raises:
-      ValueError: if the shapes do not fit or leave no output.
+      ValueError: if the shapes or strides do not fit or leave no output.
 
     >>> import jax.numpy as jnp
     >>> depthwise_conv2d(jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 2))).shape
     (2, 8, 8, 6)
     """
-    _check(x, kernel)
+    _check(x, kernel, stride)
     window = _window(x, kernel, stride, padding)
     return _over_leading_axes(lambda x: _depthwise(x, kernel, window), x)
 
@@ -127,13 +127,15 @@ def _over_leading_axes(function: Callable[[jax.Array], jax.Array], x: jax.Array)
     return y.reshape(*lead, *y.shape[1:])
 
 
-def _check(x: jax.Array, kernel: jax.Array) -> None:
+def _check(x: jax.Array, kernel: jax.Array, stride: Pair) -> None:
     if kernel.ndim != 4 or x.ndim < 3 or kernel.shape[2] != x.shape[-1]:
         raise ValueError(
             f"x must be [..., H, W, C] and kernel [kh, kw, C, O]; got {x.shape} and {kernel.shape}."
         )
     if x.dtype != kernel.dtype:
         raise ValueError(f"x and kernel must have the same dtype; got {x.dtype} and {kernel.dtype}.")
+    if not isinstance(stride, Sequence) or len(stride) != 2 or min(stride) < 1:
+        raise ValueError(f"stride must be two numbers >= 1; got {stride!r}.")
 
 
 def _window(x: jax.Array, kernel: jax.Array, stride: Pair, padding: str) -> _Window:

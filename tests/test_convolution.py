@@ -224,6 +224,13 @@ def test_shapes_that_do_not_fit_are_named(function):
         function(jnp.ones((1, 5, 5, 3)), jnp.ones((3, 3, 3, 2), jnp.bfloat16))
 
 
+@pytest.mark.parametrize("function", [conv2d, deconv2d, depthwise_conv2d])
+@pytest.mark.parametrize("stride", [2, (0, 1), (2, 2, 2)])
+def test_strides_are_two_numbers(function, stride):
+    with pytest.raises(ValueError, match=rf"stride must be two numbers >= 1; got {re.escape(repr(stride))}"):
+        function(jnp.ones((1, 5, 5, 3)), jnp.ones((3, 3, 3, 2)), stride)
+
+
 def test_errors_name_what_was_given():
     x, kernel = jnp.ones((1, 2, 5, 3)), jnp.ones((3, 3, 3, 2))
     with pytest.raises(ValueError, match=r"filter of \(3, 3\).*image of \(2, 5\)"):
