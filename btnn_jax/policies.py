@@ -141,7 +141,9 @@ class UnrealPolicy(nn.Module):
     def pixel_control(self, features: jax.Array, *, deterministic: bool = False) -> PyTree:
         """Q of every cell and action, `[..., h, w, A]`, from the features of `__call__`."""
         if self.pc_head is None:
-            raise ValueError("this policy has no pixel-control head: give it a pc_head")
+            raise ValueError(
+                "this policy has no pixel-control head: give it a pc_head, or leave the task out"
+            )
         return self.pc_head(features, deterministic=deterministic)
 
     def reward_prediction(self, frames: PyTree, *, deterministic: bool = False) -> jax.Array:
@@ -382,7 +384,8 @@ def make_policy(
         that of the second, or one for both.
       noisy: heads of `NoisyLinear` rather than `Linear`.
       logits_norm: see `DenseAACNetwork`.
-      pixel_control: whether there is a pixel-control head.
+      pixel_control: whether there is a pixel-control head. Its deconvolution has a filter of 4, of 3 along an axis
+        with an odd number of cells, fewer where there are fewer cells.
       pc_cell: pixels a cell of the pixel-control grid covers, height and width.
       pc_channels: channels of the pixel-control head before its deconvolution.
       pc_stream: name of the stream that pixel control watches, see `btnn_jax.encoders.image_stream`.
@@ -398,7 +401,7 @@ def make_policy(
       param_dtype: type of the parameters.
 
     Raises:
-      ValueError: the observation cannot be encoded, no pixel-control grid fits it, or the kind of policy is unknown or
+      ValueError: the observation cannot be encoded, has nothing for pixel control, or the kind of policy is unknown or
         cannot be what is asked for.
     """
     if kind not in ("unreal", "stacked_lstm"):
@@ -415,13 +418,14 @@ def make_policy(
     check_shared(observation, shared)
     pc_head = None
     if pixel_control:
-        shape = as_image(one_stream(observation, image_stream(observation, pc_stream)).shape)
-        deconvolution = {"filter_size": (4, 4), "stride": (2, 2)}
-        if shape[1] == 1:  # a signal, and 3 where 4 cannot give an odd number of cells
-            cells, _ = pixel_change_shape(shape, pc_cell)
-            deconvolution = {"filter_size": (4 - cells % 2, 1), "stride": (2, 1)}
-        inner = pc_inner_shape(shape, pc_cell, channels=pc_channels, **deconvolution)
-        pc_head = DuellingPCNetwork(action_depths, inner, linear=linear, **deconvolution, **types)
+        try:
+            shape = as_image(one_stream(observation, image_stream(observation, pc_stream)).shape)
+            # The filter is even where the grid is, for a stride of 2 reaches no other sizes.
+            filters = tuple(min(cells, 4 - cells % 2) for cells in pixel_change_shape(shape, pc_cell))
+        except ValueError as error:
+            raise ValueError(f"{error}; pixel control needs frames, leave it out (pc_weight=0)") from error
+        inner = pc_inner_shape(shape, pc_cell, filter_size=filters, channels=pc_channels)
+        pc_head = DuellingPCNetwork(action_depths, inner, filters, linear=linear, **types)
     parts: dict[str, Any] = {
         "encoder": ObservationEncoder(
             jax.tree.map(lambda x: len(x.shape), observation),

@@ -9,7 +9,7 @@ import pytest
 
 from btnn_jax import categorical
 from btnn_jax.layers import NoisyLinear
-from btnn_jax.networks import pixel_change_2d_estimator
+from btnn_jax.networks import pixel_change_2d_estimator, pixel_change_shape
 from btnn_jax.policies import (
     AgentInput,
     UnrealPolicy,
@@ -73,6 +73,17 @@ def test_the_pixel_control_grid_is_the_pixel_changes(observation):
     output, _ = means(policy)({"params": params}, inputs, policy.initial_state(3))
     q = means(policy, method=UnrealPolicy.pixel_control)({"params": params}, output.features)
     assert q.shape == (5, *change.shape[1:], 4)
+
+
+def test_pixel_control_fits_frames_of_every_size():
+    def grid(side, cell):
+        policy = make_policy(2, jax.ShapeDtypeStruct((side, side + 1, 1), jnp.uint8), pc_cell=(cell, 1))
+        q, _ = jax.eval_shape(policy.pc_head.init_with_output, jax.random.key(0), jnp.zeros((3, 8)))
+        return q.shape
+
+    for side in (3, 4, 5, 6, 9, 32, 84):
+        for cell in (1, 2, 4):
+            assert grid(side, cell) == (3, *pixel_change_shape((side, side + 1, 1), (cell, 1)), 2)
 
 
 @pytest.mark.parametrize(
@@ -171,13 +182,10 @@ def test_the_distribution_over_a_dict_of_actions_adds_up():
 
 
 def test_what_cannot_fit_is_said():
-    with pytest.raises(ValueError, match=r"\(7,\)"):
+    with pytest.raises(ValueError, match=r"\(7,\); pixel control needs frames, leave it out"):
         make_policy(4, VECTOR, pixel_control=True)
-    grids = (
-        r"grid \(3, 3\) of frames \(7, 7, 1\).* comes nearest with \(4, 4\); filter_size \(3, 3\) would fit"
-    )
-    with pytest.raises(ValueError, match=grids):
-        make_policy(4, jax.ShapeDtypeStruct((7, 7, 1), bool), pixel_control=True)
+    with pytest.raises(ValueError, match=r"H >= 3.* got \(2, 7, 1\).*leave it out"):
+        make_policy(4, jax.ShapeDtypeStruct((2, 7, 1), bool), pixel_control=True)
     with pytest.raises(ValueError, match=r"streams must be arrays, got \{'inner': .*\} as 'arm'"):
         make_policy(4, {"arm": {"inner": VECTOR}, "leg": VECTOR}, pixel_control=False)
     with pytest.raises(ValueError, match=r"streams must be arrays, got \[.*\] as 'stream'"):
