@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from btnn_jax import options
-from btnn_jax.parser import DEFAULT_ENV, make_parser
+from btnn_jax.parser import DEFAULT_ENV, EVALUATION, make_parser
 from btnn_jax.training.config import AutoencoderConfig, Config, UnrealConfig
 
 _C = TypeVar("_C", bound=Config)
@@ -58,9 +58,14 @@ def _train(given: argparse.Namespace) -> int:
 
         env = getattr(given, "env", DEFAULT_ENV)
         env_params = dict(getattr(given, "env_params", []))
-        if env == "trading" and "part" not in env_params:
-            print("learns from the first part of the time (part=train); evaluate looks at the last (test)")
-            env_params["part"] = "train"
+        if env == "trading":
+            if "data" not in env_params:
+                print("trades a generated price, data=sine (the default)")
+            if "part" not in env_params:
+                print(
+                    "learns from the first part of the time (part=train); evaluate looks at the last (test)"
+                )
+            env_params = {"data": "sine", "part": "train", **env_params}
             given.env_params = list(env_params.items())
         if "pc_weight" not in fields and not _has_image(env, env_params):
             print(f"{env} shows no image: no pixel control")
@@ -119,6 +124,10 @@ def _train_ae(given: argparse.Namespace) -> int:
 
         if "data" not in given:
             raise UsageError("the following arguments are required: --data")
+        from btnn_jax.training.examples import unused_fields
+
+        if unused := [options.option_of(name) for name in unused_fields(given.data) if name in fields]:
+            raise UsageError(f"examples of {given.data} take no {', '.join(unused)}")
         result = train_autoencoder(
             given.data, _configure(AutoencoderConfig, fields), **_new_run(given), **loop
         )
@@ -160,11 +169,11 @@ def _new_run(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _configure(config: Callable[..., _C], fields: dict[str, Any]) -> _C:
+def _configure(config: type[_C], fields: dict[str, Any]) -> _C:
     try:
         return config(**fields)
     except ValueError as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(options.in_options(str(error), config)) from error
 
 
 def _has_image(env: str, env_params: dict[str, Any]) -> bool:
@@ -181,19 +190,22 @@ def _conclude(result: Any, given: argparse.Namespace) -> int:
 
     if not is_first():
         return 0 if result.stopped is None else 128 + int(result.stopped)
-    if code := _told(result, "train", _places(given)):
+    if code := _told(result, "train", _more(given)):
         return code
+    episodes = getattr(given, "evaluate_episodes", EVALUATION["episodes"])
     if "num_processes" in given:  # the others have gone, so that nothing can be computed with them any more
         print(f"evaluate: btnn-jax evaluate {result.folder}")
-    elif given.evaluate_episodes and result.run.env == "trading":
+    elif not episodes:
+        pass
+    elif result.run.env == "trading":
         from btnn_jax.training.folder import RunError
 
         try:
             _print_backtests(result.folder)
         except RunError as error:  # it has learned on all of the time, or too little of it is left
             print(f"no backtest: {error}")
-    elif given.evaluate_episodes:
-        _print_scores(result.folder, episodes=given.evaluate_episodes)
+    else:
+        _print_scores(result.folder, episodes=episodes)
     print(f"plot:     btnn-jax plot {result.folder}")
     return 0
 
@@ -207,14 +219,14 @@ def _conclude_ae(result: Any) -> int:
     return code
 
 
-def _places(given: argparse.Namespace) -> str:
-    """The options of devices and processes that a run was started with, as every process needs them again."""
+def _more(given: argparse.Namespace) -> str:
+    """The options that are no part of the run itself, as going on with it needs them again."""
     values = {**vars(given), **({"process_id": "I"} if "process_id" in given else {})}
-    names = ("devices", "coordinator", "num_processes", "process_id")
+    names = ("devices", "coordinator", "num_processes", "process_id", "evaluate_episodes")
     return "".join(f" {options.option_of(name)} {values[name]}" for name in names if name in values)
 
 
-def _told(result: Any, command: str, places: str = "") -> int:
+def _told(result: Any, command: str, more: str = "") -> int:
     """Says how far a run came, and how to go on where it was stopped; the exit code."""
     import jax
 
@@ -227,7 +239,7 @@ def _told(result: Any, command: str, places: str = "") -> int:
         print(f"{skipped} gradient steps were not finite and left out: try a smaller --learning-rate")
     if result.stopped is None:
         return 0
-    print(f"go on:    btnn-jax {command} --resume {result.folder}{places}")
+    print(f"go on:    btnn-jax {command} --resume {result.folder}{more}")
     print(f"evaluate: btnn-jax evaluate {result.folder}")
     print(f"plot:     btnn-jax plot {result.folder}")
     return 128 + int(result.stopped)
@@ -244,7 +256,10 @@ def _evaluate(given: argparse.Namespace) -> int:
         _print_backtests(given.run, chosen.pop("commission", (None,)), **chosen)
     else:
         chosen = _chosen(given, "an agent's episodes", ("episodes", "max_steps", "seed", "best"))
-        _print_scores(given.run, **chosen)
+        unusual = chosen.items() - EVALUATION.items()
+        _print_scores(given.run, **chosen, keep=not unusual)
+        if unusual:
+            print("not kept: evaluation.json, which plot draws, is of an evaluation as it is by default")
     return 0
 
 
@@ -256,11 +271,12 @@ def _chosen(given: argparse.Namespace, what: str, names: Sequence[str]) -> dict[
     return chosen
 
 
-def _print_scores(folder: Any, *, episodes: int = 128, **arguments: Any) -> None:
+def _print_scores(folder: Any, **arguments: Any) -> None:
     from btnn_jax.training.scores import score_run, scores_table
 
-    print(f"evaluating {episodes} episodes of each agent ...", flush=True)
-    print(scores_table(score_run(folder, episodes=episodes, **arguments)))
+    arguments = EVALUATION | arguments
+    print(f"evaluating {arguments['episodes']} episodes of each agent ...", flush=True)
+    print(scores_table(score_run(folder, **arguments)))
 
 
 def _trades(folder: Any) -> bool:

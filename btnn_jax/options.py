@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import difflib
+import re
 import sys
 import typing
 from collections.abc import Callable, Mapping
@@ -43,6 +45,26 @@ class Parser(argparse.ArgumentParser):
         print(f"btnn-jax: error: {message}", file=sys.stderr)
         raise SystemExit(2)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As argparse's, but what is not known is a mistake here, where the options that are can be named."""
+        given, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            option = unknown[0].partition("=")[0]
+            close = difflib.get_close_matches(option, self._option_string_actions, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return given, unknown
+
+
+class Same(argparse.Action):
+    """Keeps a value that may be given as an argument and as an option, once or twice the same."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Stores the value."""
+        if (before := getattr(namespace, self.dest, values)) != values:
+            parser.error(f"{before} and {values} were both given; choose one")
+        setattr(namespace, self.dest, values)
+
 
 def add_fields(
     parser: argparse.ArgumentParser, config: type[Config], topics: Mapping[str, Mapping[str, str]]
@@ -65,6 +87,20 @@ def add_fields(
 def option_of(name: str) -> str:
     """What the field of a configuration is called on the command line."""
     return _NAMES.get(name, "--" + name.replace("_", "-"))
+
+
+def in_options(message: str, config: type[Config]) -> str:
+    """A message of a configuration, with the names of its fields as they are on the command line.
+
+    Inside of it only names of several words are: `steps` may be just a word.
+
+    >>> from btnn_jax.training.config import UnrealConfig
+    >>> in_options("replay_length must be a multiple of rollout_length=32", UnrealConfig)
+    '--replay-length must be a multiple of --rollout-length=32'
+    """
+    known = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    names = re.compile(r"^\w+|\b[a-z]+_[a-z_]+\b")
+    return names.sub(lambda name: option_of(name[0]) if name[0] in known else name[0], message)
 
 
 def _add_field(group: Any, name: str, kind: Any, text: str) -> None:

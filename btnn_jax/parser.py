@@ -14,6 +14,9 @@ from btnn_jax.training.config import AutoencoderConfig, UnrealConfig
 
 DEFAULT_ENV = "Breakout-MinAtar"
 
+EVALUATION: dict[str, Any] = {"episodes": 128, "max_steps": 10_000, "seed": 0, "best": False}
+"""How the episodes of an agent are evaluated by default."""
+
 HELP: dict[str, dict[str, str]] = {
     "experience": {
         "total_steps": "environment steps of the whole run; the schedules end there",
@@ -124,13 +127,20 @@ def make_parser() -> options.Parser:
         allow_abbrev=False,
     )
     evaluate.add_argument("run", metavar="RUN", help="folder of the run")
-    evaluate.add_argument("--episodes", type=options.at_least_one, metavar="N", help=_("of each agent", 128))
-    evaluate.add_argument("--seed", type=options.seed, metavar="N", help=_("of the episodes", 0))
+    evaluate.add_argument(
+        "--episodes",
+        type=options.at_least_one,
+        metavar="N",
+        help=_("of each agent", EVALUATION["episodes"]),
+    )
+    evaluate.add_argument(
+        "--seed", type=options.seed, metavar="N", help=_("of the episodes", EVALUATION["seed"])
+    )
     evaluate.add_argument(
         "--max-steps",
         type=options.at_least_one,
         metavar="N",
-        help=_("where to cut an episode", 10_000),
+        help=_("where to cut an episode", EVALUATION["max_steps"]),
     )
     evaluate.add_argument(
         "--best",
@@ -152,15 +162,16 @@ def make_parser() -> options.Parser:
     plot = commands.add_parser(
         "plot",
         help="draw the learning curve and the losses of one or several runs, or what an autoencoder does",
-        description="Draw the learning curve, the losses and the learner's vital signs of agents as one PNG, or an "
-        "autoencoder's reconstructions, traversals and kernels as one PNG each.",
+        description="Draw the learning curve, the losses and the learner's vital signs of agents as one picture, "
+        "or an autoencoder's reconstructions, traversals and kernels as one PNG each.",
         allow_abbrev=False,
     )
     plot.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run; several are drawn together")
     plot.add_argument(
         "--output",
-        metavar="FILE.png",
-        help="of the learning curves of agents (default: curves.png in the first run's folder)",
+        metavar="FILE",
+        help="picture of the learning curves of agents, .png, .pdf or what else matplotlib writes "
+        "(default: curves.png in the first run's folder)",
     )
     return parser
 
@@ -171,15 +182,15 @@ def _add_train(commands: Any) -> None:
         "env",
         metavar="ENV",
         nargs="?",
+        action=options.Same,
         help=_("environment: trading, a probe, or one of gymnax", DEFAULT_ENV),
     )
-    train.add_argument("--env", dest="env", metavar="ENV", help="the same, as an option")
+    train.add_argument("--env", dest="env", metavar="ENV", action=options.Same, help="the same, as an option")
     train.add_argument(
         "--evaluate-episodes",
         type=options.at_least_zero,
-        default=128,
         metavar="N",
-        help=_("episodes of the evaluation at the end; 0 for none", 128),
+        help=_("episodes of the evaluation at the end; 0 for none", EVALUATION["episodes"]),
     )
     train.add_argument(
         "--encoder",
@@ -248,7 +259,11 @@ def _add_training(commands: Any, name: str, what: str, words: str, folder: str) 
     where.add_argument(
         "--run", metavar="FOLDER", help=f"where to keep it (default: runs/{folder}-seedN-DATE-TIME)"
     )
-    where.add_argument("--resume", metavar="RUN", help="go on with this run from its newest checkpoint")
+    where.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="go on with this run from its newest checkpoint, up to the length it was started with",
+    )
     files.add_argument(
         "--checkpoint-minutes",
         type=options.positive,

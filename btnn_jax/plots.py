@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -102,7 +103,7 @@ def draw(runs: Sequence[Curves]) -> Any:
     figure.get_layout_engine().set(wspace=0.05, hspace=0.06)
     grid = figure.add_gridspec(1 + rows, columns, height_ratios=[2.1] + [1] * rows)
     titles = list(dict.fromkeys(run.title for run in runs))
-    figure.suptitle(" / ".join(titles), fontsize=15, fontweight="bold")
+    figure.suptitle(textwrap.fill(" / ".join(titles), 100), fontsize=15, fontweight="bold")
     _draw_returns(figure.add_subplot(grid[0, :]), runs)
     for index, panel in enumerate(panels):
         axes = figure.add_subplot(grid[1 + index // columns, index % columns])
@@ -115,7 +116,7 @@ def _draw_returns(axes: Any, runs: Sequence[Curves]) -> None:
         steps, returns = _finite(run.metrics, "episode_return")
         name = run.label if len(runs) > 1 else "training episodes"
         axes.plot(steps, returns, color=colour, alpha=0.25, linewidth=1)
-        axes.plot(steps, smooth(returns), color=colour, linewidth=2.2, label=name)
+        axes.plot(steps, smooth(returns), color=colour, linewidth=2.2, label=name, **_dots(steps))
         if len(runs) == 1 and "greedy" in run.scores:
             score = run.scores["greedy"]
             error = "" if score.standard_error is None else f" ± {score.standard_error:.2g}"
@@ -154,7 +155,9 @@ def _draw_panel(axes: Any, panel: Panel, runs: Sequence[Curves]) -> None:
             steps, values = _finite(run.metrics, name)
             label = panel.metrics[name] if run is runs[0] and len(present) > 1 else None
             axes.plot(steps, values, color=line, alpha=0.2, linewidth=0.8)
-            axes.plot(steps, smooth(values), color=line, linestyle=dash, linewidth=1.5, label=label)
+            axes.plot(
+                steps, smooth(values), color=line, linestyle=dash, linewidth=1.5, label=label, **_dots(steps)
+            )
     if panel.log and _spans_decades(runs, present):
         axes.set_yscale("log")
     _style(axes, panel.title, panel.unit, runs)
@@ -179,6 +182,11 @@ def _finite(metrics: dict[str, np.ndarray], name: str) -> tuple[np.ndarray, np.n
     values = metrics.get(name, np.full_like(metrics["steps"], np.nan))
     known = np.isfinite(values)
     return metrics["steps"][known], values[known]
+
+
+def _dots(steps: np.ndarray) -> dict[str, Any]:
+    """Shows the points of a curve that has so few that there may be no line to see."""
+    return {"marker": "o", "markersize": 4, "clip_on": False} if len(steps) < 5 else {}
 
 
 def _spans_decades(runs: Sequence[Curves], names: Sequence[str]) -> bool:

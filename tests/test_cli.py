@@ -12,10 +12,11 @@ import pytest
 
 from btnn_jax import cli
 from btnn_jax.parser import make_parser
+from btnn_jax.training import run as runs
 from btnn_jax.training.autoencode_run import load_autoencoder
 from btnn_jax.training.checkpoint import Checkpoints
 from btnn_jax.training.config import UnrealConfig
-from btnn_jax.training.folder import CHECKPOINTS, Run, create_run, read_run
+from btnn_jax.training.folder import CHECKPOINTS, Run, RunError, create_run, read_run
 from btnn_jax.training.run import make_agent
 from btnn_jax.training.scores import read_scores
 
@@ -57,8 +58,15 @@ def test_python_m_is_the_same_program():
         ("train probe-memory --steps 0.5", "argument --steps: expected a whole number, got '0.5'"),
         ("train probe-memory --lstm 8,", "argument --lstm: expected a whole number, got ''"),
         ("train probe-memory --discount lots", "argument --discount: expected a number, got 'lots'"),
-        ("train probe-memory --discount 2", "discount must be between 0 and 1, got 2.0"),
-        ("train probe-memory --minibatches 7", "minibatches must be a divisor of num_envs=64, got 7"),
+        ("train probe-memory --discount 2", "--discount must be between 0 and 1, got 2.0"),
+        ("train probe-memory --minibatches 7", "--minibatches must be a divisor of --num-envs=64, got 7"),
+        ("train probe-memory --steps -5", "--steps must be at least 1, got -5"),
+        ("train Catch-bsuite --env CartPole-v1", "Catch-bsuite and CartPole-v1 were both given"),
+        ("train --env CartPole-v1 Catch-bsuite", "CartPole-v1 and Catch-bsuite were both given"),
+        (
+            "train probe-memory --lerning-rate 1",
+            "unrecognized arguments: --lerning-rate 1; did you mean --learning-rate?",
+        ),
         ("train probe-memory --algorithm dqn", "argument --algorithm: invalid choice: 'dqn'"),
         ("train probe-memory --pc-weight 1", "no agent fits probe-memory"),
         ("train probe-memory --keep 0", "must be at least 1, got 0"),
@@ -72,7 +80,14 @@ def test_python_m_is_the_same_program():
         ("train-ae", "arguments are required: --data"),
         ("train-ae --data eurosd", "did you mean 'eurusd'"),
         ("train-ae --data missing.csv", "cannot read missing.csv: No such file or directory"),
-        ("train-ae --data eurusd --window 0", "window must be at least 1, got 0"),
+        ("train-ae --data eurusd --window 0", "--window must be at least 1, got 0"),
+        ("train-ae --data eurusd --stream a --frames 9", "examples of eurusd take no --frames, --stream"),
+        ("train-ae --data missing.csv --frames 9", "examples of missing.csv take no --frames"),
+        (
+            "train-ae --data probe-pixels --window 9 --columns A",
+            "of probe-pixels take no --columns, --window",
+        ),
+        ("train-ae --data probe-pixels --frames 1000", "frames=1000 of probe-pixels are 63 from each of 16"),
         ("train-ae --data eurusd --window 100k", "eurusd is too short: "),
         ("train-ae --data eurusd --columns Bid", "no column 'Bid'; there are Open, High"),
         ("train-ae --data eurusd --kind vae", "argument --kind: invalid choice: 'vae'"),
@@ -119,33 +134,64 @@ def test_a_missing_extra_is_one_line(capsys, tmp_path, monkeypatch, module):
 def test_a_run_from_start_to_plot(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["train", "probe-memory", "--env-param", "length=3", "--seed", "4", "--steps", "64"]
-    assert cli.main([*words, *SMALL, "--evaluate-episodes", "4"]) == 0
+    assert cli.main([*words, *SMALL, "--evaluate-episodes", "1"]) == 0
     out = capsys.readouterr().out
     (folder,) = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"probe-memory-a2c-seed4-\d{8}-\d{6}", folder.name)
     assert "probe-memory shows no image: no pixel control" in out
     assert re.search(r"compiled in \d+\.\d s", out)
     assert "trained 64 of 64 steps" in out
-    assert re.search(r"\ngreedy +4 +\d\.\d\d \+- ", out)
+    assert "probe-memory (length=3), A2C, seed 4, in runs/" in out
+    assert re.search(r"\ngreedy +1 +\d\.\d\d \+- - ", out)
+    assert read_scores(folder)["greedy"].standard_error is None
+    json.loads((folder / "evaluation.json").read_text(), parse_constant=pytest.fail)  # NaN is not JSON
 
     run = read_run(folder)
     assert (run.env, run.env_params, run.seed) == ("probe-memory", {"length": 3}, 4)
     assert (run.config.lstm, run.config.pc_weight, run.config.total_steps) == ((), 0, 64)
 
     assert cli.main(["evaluate", str(folder), "--episodes", "5", "--seed", "1"]) == 0
-    assert read_scores(folder)["greedy"].episodes == 5
-    assert re.search(r"\nrandom +5 +\d\.\d\d \+- ", capsys.readouterr().out)
-
-    assert cli.main(["evaluate", str(folder), "--episodes", "1"]) == 0
-    assert re.search(r"\nrandom +1 +\d\.\d\d \+- - ", capsys.readouterr().out)
-    assert read_scores(folder)["greedy"].standard_error is None
-    json.loads((folder / "evaluation.json").read_text(), parse_constant=pytest.fail)  # NaN is not JSON
+    assert re.search(r"\nrandom +5 +\d\.\d\d \+- .*\n(.+\n)*not kept: ", capsys.readouterr().out)
+    assert read_scores(folder)["greedy"].episodes == 1
+    assert cli.main(["evaluate", str(folder), "--episodes", "128"]) == 0
+    assert "not kept" not in capsys.readouterr().out
+    assert read_scores(folder)["greedy"].episodes == 128
 
     assert cli.main(["plot", str(folder)]) == 0
     assert capsys.readouterr().out.strip() == str(folder / "curves.png")
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
     assert "already holds a run" in fails(capsys, "train", "probe-memory", "--run", folder, *SMALL)
+
+
+def test_a_trading_run_says_what_it_trades(capsys, monkeypatch):
+    def stop(env, config, *, env_params, **_):
+        raise RunError(f"{env} {env_params}")
+
+    monkeypatch.setattr(runs, "train", stop)
+    for given, kept, told in [
+        ([], {"data": "sine", "part": "train"}, 2),
+        (["data=random_walk", "part=all"], {"data": "random_walk", "part": "all"}, 0),
+    ]:
+        words = [word for param in given for word in ("--env-param", param)]
+        with pytest.raises(SystemExit):
+            cli.main(["train", "trading", "--pc-weight", "0", *words])
+        out, err = capsys.readouterr()
+        assert f"trading {kept}" in err
+        assert out.count("\n") == ("data=sine (the default)" in out) + ("part=train" in out) == told
+
+
+def test_an_interrupted_run_tells_the_options_to_go_on_with(capsys):
+    class Result:
+        run = Run("probe-memory", UnrealConfig())
+        steps, seconds, stopped, folder = 2_000_896, 61.0, 2, "runs/a"
+
+        class state:  # noqa: N801
+            skipped = 0
+
+    given = make_parser().parse_args(["train", "--devices", "2", "--evaluate-episodes", "0"])
+    assert cli._conclude(Result, given) == 130
+    assert "train --resume runs/a --devices 2 --evaluate-episodes 0\n" in capsys.readouterr().out
 
 
 def test_gradient_steps_left_out_are_told(capsys):
@@ -186,7 +232,9 @@ def test_an_autoencoder_from_start_to_plot(capsys, tmp_path, monkeypatch):
     ]
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "leave out --output" in fails(capsys, "plot", folder, "--output", "a.png")
-    assert "does not describe a run of an agent" in fails(capsys, "train", "--resume", folder)
+    other = f"{folder} is a run of train-ae; this needs a run of train\n"
+    assert other in fails(capsys, "train", "--resume", folder)
+    assert other in fails(capsys, "plot", folder, folder)
     assert cli.main(["train-ae", "--resume", str(folder)]) == 0
     assert "resumed at 20 steps" in capsys.readouterr().out
 
@@ -226,4 +274,5 @@ def test_an_agent_starts_with_a_trained_encoder_and_keeps_it(capsys, tmp_path):
     capsys.readouterr()
     message = fails(capsys, *start, "--ae-layers", "3:3x3:2x2", "--run", tmp_path / "other")
     assert "--encoder says what --ae-layers is" in message
-    assert "does not describe a run of an autoencoder" in fails(capsys, "train", "--encoder", run)
+    message = fails(capsys, "train", "--encoder", run)
+    assert f"{run} is a run of train; this needs a run of train-ae\n" in message

@@ -88,6 +88,18 @@ def test_draws_a_run_in_which_no_episode_has_finished(make_run):
     assert path.name == "curves.png"
 
 
+@pytest.mark.parametrize(("records", "marker"), [(1, "o"), (20, "None")])
+def test_the_points_of_a_short_run_can_be_seen(make_run, records, marker):
+    figure = plots.draw([plots.read_curves(make_run("run", records=records))])
+    assert [axes.lines[1].get_marker() for axes in figure.axes[1:]] == [marker] * 2
+
+
+def test_a_long_title_has_several_lines(make_run):
+    curves = plots.read_curves(make_run("run"))
+    figure = plots.draw([curves._replace(title=f"trading (data={i}, part=train), A2C") for i in range(5)])
+    assert figure.get_suptitle().count("\n") == 1
+
+
 def test_leaves_pyplot_alone(make_run):
     plots.plot_runs([make_run("run")])
     assert matplotlib.pyplot.get_fignums() == []

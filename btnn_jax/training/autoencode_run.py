@@ -34,6 +34,7 @@ from btnn_jax.training.folder import (
     create_folder,
     default_folder,
     first_line,
+    lasting_source,
     read_settings,
 )
 from btnn_jax.training.loop import LoopOptions, Program, run_loop
@@ -98,9 +99,7 @@ def train_autoencoder(
       RunError: the folder already holds something, the data cannot be had, or no autoencoder fits them.
       ModuleNotFoundError: a package of an extra is missing.
     """
-    known = data in INSTALLED or not pathlib.Path(data).is_file()
-    where = data if known else str(pathlib.Path(data).resolve())  # a run may go on from another folder
-    run = AutoencoderRun(where, config, seed, dict(env_params or {}))
+    run = AutoencoderRun(lasting_source(data, INSTALLED), config, seed, dict(env_params or {}))
     examples, autoencoder = _prepare(run)  # before the folder: what cannot be run leaves none
     path = create_folder(
         folder if folder is not None else default_folder(pathlib.Path(data).name, config.kind, seed),
@@ -141,6 +140,8 @@ def read_autoencoder_run(folder: Folder) -> AutoencoderRun:
       RunError: there is no such folder, or it is not one of an autoencoder's run.
     """
     settings = read_settings(folder)
+    if "environment" in settings:
+        raise RunError(f"{folder} is a run of train; this needs a run of train-ae")
     try:
         return AutoencoderRun(
             data=settings["data"]["source"],
@@ -222,7 +223,7 @@ def _go(
     inputs = (jnp.asarray(examples.train), jnp.asarray(examples.validation))
     state = jax.eval_shape(autoencoder.init, jax.random.key(0))
     program = Program(
-        title=f"{examples.title}, {run.config.kind} with {autoencoder.latent} latent variables",
+        title=f"{examples.title}, {run.config.kind} with {autoencoder.latent} latent variables, seed {run.seed}",
         init=lambda seed: autoencoder.init(jax.random.key(seed)),
         step=step,
         state=state,

@@ -61,9 +61,8 @@ def load_examples(
       ModuleNotFoundError: the package is missing that has the series or the environment.
     """
     path = pathlib.Path(source)
-    is_file = path.is_file() or path.suffix.lower() in (".csv", ".gz", ".txt") or len(path.parts) > 1
     try:
-        if source in INSTALLED or is_file:
+        if _is_series(source):
             if env_params:
                 raise ValueError(f"{source} is no environment: it has no parameters {dict(env_params)}")
             series = load_installed(source) if source in INSTALLED else load_csv(path)
@@ -78,6 +77,19 @@ def load_examples(
         raise
     except ValueError as error:
         raise RunError(first_line(error)) from error
+
+
+def unused_fields(source: str) -> tuple[str, ...]:
+    """The fields of `AutoencoderConfig` that say nothing about the examples of this source."""
+    if _is_series(source):
+        return ("frames", "stream")
+    return ("columns", "window", "stride") if source in envs.names() else ()
+
+
+def _is_series(source: str) -> bool:
+    path = pathlib.Path(source)
+    is_file = path.is_file() or path.suffix.lower() in (".csv", ".gz", ".txt") or len(path.parts) > 1
+    return source in INSTALLED or is_file
 
 
 def series_windows(series: Series, config: AutoencoderConfig, name: str) -> Examples:
@@ -123,7 +135,12 @@ def environment_frames(env: Environment, config: AutoencoderConfig, seed: int) -
     """
     shape = as_image(one_stream(env.observation, config.stream).shape)
     steps = -(-config.frames // _NUM_ENVS)
-    parts = split(steps, (1 - config.validation, config.validation), embargo=config.embargo)
+    try:
+        parts = split(steps, (1 - config.validation, config.validation), embargo=config.embargo)
+    except ValueError as error:
+        raise ValueError(
+            f"frames={config.frames} of {env.name} are {steps} from each of {_NUM_ENVS} environments: {error}"
+        ) from None
     frames = jax.jit(lambda key: play_randomly(env, key, steps, config.stream))(jax.random.key(seed))
     train, validation = (frames[part].reshape(-1, *shape) for part in parts)
     return Examples(f"frames of {env.name}", tuple(map(str, range(shape[-1]))), train, validation)

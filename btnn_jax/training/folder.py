@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,9 +45,15 @@ class Run:
 
     @property
     def title(self) -> str:
-        """The environment and the algorithm, in the field's words."""
+        """The environment with its parameters, and the algorithm, in the field's words."""
         name = self.config.algorithm.upper()
-        return f"{self.env}, {f'UNREAL ({name})' if self.config.replays else name}"
+        # Of a file the name is enough.
+        values = {
+            key: pathlib.Path(x).name if isinstance(x, str) else x for key, x in self.env_params.items()
+        }
+        params = ", ".join(f"{key}={value}" for key, value in values.items())
+        env = f"{self.env} ({params})" if params else self.env
+        return f"{env}, {f'UNREAL ({name})' if self.config.replays else name}"
 
 
 def create_run(folder: Folder, run: Run) -> pathlib.Path:
@@ -83,6 +89,18 @@ def create_folder(folder: Folder, settings: Mapping[str, Any]) -> pathlib.Path:
     return path
 
 
+def lasting_source(source: Any, names: Collection[str]) -> Any:
+    """What to keep of where data come from: the whole path of a file, as a run may go on from another folder.
+
+    Args:
+      source: what was asked for.
+      names: words that mean something else, whatever files there are.
+    """
+    if isinstance(source, str | os.PathLike) and source not in names and pathlib.Path(source).is_file():
+        return str(pathlib.Path(source).resolve())
+    return source
+
+
 def default_folder(what: str, how: str, seed: int) -> pathlib.Path:
     """`runs/<what>-<how>-seed<seed>-<date-time>`."""
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -106,6 +124,8 @@ def read_run(folder: Folder) -> Run:
       RunError: there is no such folder, or it is not one of an agent's run.
     """
     settings = read_settings(folder)
+    if "data" in settings:
+        raise RunError(f"{folder} is a run of train-ae; this needs a run of train")
     try:
         environment = settings["environment"]
         return Run(

@@ -32,7 +32,7 @@ _IN_FLIGHT = 2
 class Program(NamedTuple):
     """What a run computes, as the loop sees it."""
 
-    title: str  # of the run, for people
+    title: str  # of the run with its seed, for people
     init: Callable[[Any], PyTree]  # seed, uint32 -> state
     step: Callable[..., tuple[PyTree, Metrics]]  # (state, *inputs) -> (state, metrics)
     state: PyTree  # of shapes only
@@ -113,7 +113,7 @@ def run_loop(
         }
         checkpoints = stack.enter_context(Checkpoints(folder / CHECKPOINTS, keep=keep, settings=settings))
         stack.enter_context(together())
-        reporter.note(f"{program.title}, seed {seed}, in {folder}")
+        reporter.note(f"{program.title}, in {folder}")
         newest = checkpoints.latest()
         if newest is None and (checkpoint is not None or (folder / METRICS).exists()):
             raise CheckpointError(f"no checkpoint in {folder / CHECKPOINTS}, where the run has left some")

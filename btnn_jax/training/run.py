@@ -16,10 +16,21 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from btnn_jax import envs, losses
+from btnn_jax.data import INSTALLED
 from btnn_jax.envs.base import Environment, PyTree
+from btnn_jax.envs.trading.market import GENERATORS
 from btnn_jax.policies import UnrealPolicy
 from btnn_jax.training.config import UnrealConfig
-from btnn_jax.training.folder import Folder, Run, RunError, create_run, default_folder, first_line, read_run
+from btnn_jax.training.folder import (
+    Folder,
+    Run,
+    RunError,
+    create_run,
+    default_folder,
+    first_line,
+    lasting_source,
+    read_run,
+)
 from btnn_jax.training.loop import LoopOptions, Program, run_loop
 from btnn_jax.training.mapping import by_shard, make_mapped, placed
 from btnn_jax.training.metrics import OF_EPISODES
@@ -81,7 +92,10 @@ def train(
         does not fit it, or the shards do not fit the devices; and as `run_loop`.
       ModuleNotFoundError: a package of the extra `train` is missing.
     """
-    run = Run(env, config, seed, dict(env_params or {}), seeds, pretrained is not None)
+    params = dict(env_params or {})
+    if "data" in params:
+        params["data"] = lasting_source(params["data"], (*GENERATORS, *INSTALLED))
+    run = Run(env, config, seed, params, seeds, pretrained is not None)
     agent = make_agent(run, pretrained, devices=devices)  # before the folder: what cannot be run leaves none
     path = pathlib.Path(
         folder if folder is not None else default_folder(run.env, run.config.algorithm, run.seed)
@@ -143,6 +157,8 @@ def make_env(name: str, params: Mapping[str, Any]) -> Environment:
         _ = env.observation  # gymnax computes with its parameters only here
     except ValueError as error:
         raise RunError(first_line(error)) from error
+    except OSError as error:  # some of gymnax's load their data, from the network at first
+        raise RunError(f"{name} cannot be made: {first_line(error)}") from error
     except TypeError as error:  # a value of another type than the environment computes with
         raise RunError(
             f"{name} makes no sense of its parameters {dict(params)}: {first_line(error)}"
@@ -253,8 +269,9 @@ def _go(
     reporter: Reporter | None,
     **loop: Unpack[LoopOptions],
 ) -> RunResult:
+    seeds = f"seed {run.seed}" if run.seeds == 1 else f"seeds {run.seed} to {run.seed + run.seeds - 1}"
     program = Program(
-        title=run.title,
+        title=f"{run.title}, {seeds}",
         init=agent.init,
         step=agent.step,
         state=agent.state,

@@ -30,7 +30,13 @@ class Score(NamedTuple):
 
 
 def score_run(
-    folder: Folder, *, episodes: int = 128, seed: int = 0, max_steps: int = 10_000, best: bool = False
+    folder: Folder,
+    *,
+    episodes: int = 128,
+    seed: int = 0,
+    max_steps: int = 10_000,
+    best: bool = False,
+    keep: bool = True,
 ) -> dict[str, Score]:
     """Plays the agent, or agents, of one of a run's checkpoints, and writes `evaluation.json` into the folder.
 
@@ -40,11 +46,12 @@ def score_run(
       seed: of the episodes.
       max_steps: where to cut an episode that does not end.
       best: play the checkpoint with the highest return in training rather than the newest.
+      keep: write `evaluation.json`, which pictures show as the run's result.
 
     Returns:
       The scores of the agent's most likely actions (`greedy`), of its sampled ones (`sampled`), and of
       uniformly drawn ones (`random`). Of a run of several seeds the first two are over all agents, with the standard
-      error over them, and the most likely actions of each are there too (`seed 0`, ...).
+      error over them, and the most likely actions of each are there too (`greedy, seed 0`, ...).
 
     Raises:
       RunError: the folder is not a run's, or has no checkpoint that can be read.
@@ -55,14 +62,10 @@ def score_run(
         state = checkpoints.restore(agent.state, checkpoints.best() if best else None)
     names = range(run.seed, run.seed + run.seeds) if run.seeds > 1 else None
     scores = score(agent, state.params, episodes=episodes, seed=seed, max_steps=max_steps, seeds=names)
-    write_json(
-        pathlib.Path(folder) / EVALUATION,
-        {
-            "steps": int(np.max(state.update)) * run.config.steps_per_update,
-            "seed": seed,
-            "scores": {name: score._asdict() for name, score in scores.items()},
-        },
-    )
+    if keep:
+        steps = int(np.max(state.update)) * run.config.steps_per_update
+        scored = {name: score._asdict() for name, score in scores.items()}
+        write_json(pathlib.Path(folder) / EVALUATION, {"steps": steps, "seed": seed, "scores": scored})
     return scores
 
 
@@ -103,7 +106,7 @@ def score(
         "random": summarise(random(random_key)),
     }
     for index, name in enumerate(seeds or ()):
-        scores[f"seed {name}"] = summarise(jax.tree.map(lambda x, index=index: x[index], greedy))
+        scores[f"greedy, seed {name}"] = summarise(jax.tree.map(lambda x, index=index: x[index], greedy))
     return scores
 
 
@@ -138,18 +141,23 @@ def scores_table(scores: dict[str, Score]) -> str:
     agent    episodes   mean return            length  x random
     greedy         64         12.50 +- 0.40     310.0      25.0
     random         64          0.50 +- 0.10      70.2       1.0
+    +- is the standard error of the mean over episodes
     """
     random = scores.get("random")
-    lines = [f"{'agent':<8}{'episodes':>9}{'mean return':>14}{'':<10}{'length':>8}{'x random':>10}"]
+    width = max(8, 1 + max(map(len, scores), default=0))
+    lines = [f"{'agent':<{width}}{'episodes':>9}{'mean return':>14}{'':<10}{'length':>8}{'x random':>10}"]
     for name, score in scores.items():
         # A ratio to a random agent that earns nothing, or loses, says nothing.
         meaningful = random is not None and random.mean_return > 0
         ratio = f"{score.mean_return / random.mean_return:.1f}" if random is not None and meaningful else "-"
         error = "-" if score.standard_error is None else f"{score.standard_error:.2f}"
         lines.append(
-            f"{name:<8}{score.episodes:>9}{score.mean_return:>14.2f} +- {error:<6}"
+            f"{name:<{width}}{score.episodes:>9}{score.mean_return:>14.2f} +- {error:<6}"
             f"{score.mean_length:>8.1f}{ratio:>10}"
         )
+    several = any(name.startswith("greedy, seed") for name in scores)
+    over = "; of all greedy and of all sampled agents, over agents" if several else ""
+    lines.append(f"+- is the standard error of the mean over episodes{over}")
     if cut := sum(score.unfinished for score in scores.values()):
         lines.append(f"{cut} of the episodes were cut before they ended")
     return "\n".join(lines)

@@ -270,7 +270,7 @@ def test_frames_of_an_environment_are_split_in_time():
             {"layer_config": ((4, (9, 1), (1, 1)),), "pad": "VALID"},
             "no autoencoder fits .*level 1",
         ),
-        ("Breakout-MinAtar", {"frames": 16}, "1 rows are too few"),
+        ("Breakout-MinAtar", {"frames": 16}, "frames=16 of Breakout-MinAtar are 1 .*: 1 rows are too few"),
         ("Breakout-MinAtar", {"stream": "screen", "frames": 320}, "has one stream"),
     ],
 )
@@ -340,7 +340,7 @@ def test_a_run_leaves_all_about_it_in_its_folder(straight, prices, raw):
     assert (straight.steps, straight.stopped, int(straight.state.step)) == (40, None, 40)
     assert read_autoencoder_run(straight.folder) == AutoencoderRun(str(prices), TINY) == straight.run
     assert is_autoencoder_run(straight.folder)
-    with pytest.raises(RunError, match="does not describe a run of an agent"):
+    with pytest.raises(RunError, match=r"is a run of train-ae; this needs a run of train$"):
         read_run(straight.folder)
     metrics = read_metrics(straight.folder)
     assert metrics["steps"].tolist() == [10, 20, 30, 40]
@@ -383,7 +383,7 @@ def test_the_seed_decides_the_run(straight, prices, tmp_path, raw):
 def test_a_folder_that_is_no_autoencoders_run_is_a_clear_error(tmp_path):
     with pytest.raises(RunError, match="no run folder"):
         resume_autoencoder(tmp_path / "missing")
-    (tmp_path / "config.json").write_text('{"environment": {}}')
+    (tmp_path / "config.json").write_text('{"data": {}}')
     with pytest.raises(RunError, match="does not describe a run of an autoencoder"):
         load_autoencoder(tmp_path)
 

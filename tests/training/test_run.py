@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from urllib.error import URLError
 
 import chex
 import jax
@@ -22,7 +23,7 @@ from btnn_jax.training.folder import Run, RunError, create_run, read_run
 from btnn_jax.training.metrics import read_metrics
 from btnn_jax.training.progress import Silent
 from btnn_jax.training.run import resume, train
-from btnn_jax.training.scores import read_scores, score_run
+from btnn_jax.training.scores import read_scores, score_run, scores_table
 from btnn_jax.training.unreal import make_unreal
 
 UPDATES = 8
@@ -247,6 +248,33 @@ def test_a_folder_that_cannot_be_used_is_one_line(tmp_path, monkeypatch):
                 create_run(tmp_path, run)
 
 
+def test_a_file_of_prices_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "make_agent", lambda *_, **__: None)
+    monkeypatch.setattr(runs, "_go", lambda folder, *_, **__: folder)
+    monkeypatch.chdir(tmp_path)
+    for name in ("prices.csv", "sine"):
+        (tmp_path / name).touch()
+    whole = str(tmp_path.resolve() / "prices.csv")
+    for data, kept in [
+        ("prices.csv", whole),
+        (pathlib.Path("prices.csv"), whole),
+        ("sine", "sine"),
+        ("a", "a"),
+    ]:
+        run = read_run(train("trading", TINY, env_params={"data": data}, folder=tmp_path / f"run-{data!r}"))
+        assert run.env_params == {"data": kept}
+    assert Run("trading", TINY, env_params={"data": whole}).title == "trading (data=prices.csv), UNREAL (A2C)"
+
+
+def test_an_environment_without_its_data_is_one_line(monkeypatch):
+    def offline(*_, **__):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("gymnax.make", offline)
+    with pytest.raises(RunError, match=r"^MNISTBandit-bsuite cannot be made: .*no route to host"):
+        runs.make_env("MNISTBandit-bsuite", {})
+
+
 def test_what_cannot_run_leaves_no_folder(tmp_path):
     for env, params, message in [
         ("CartPole", {}, "unknown environment"),
@@ -311,7 +339,9 @@ def test_scores_the_newest_checkpoint(straight):
 
 
 def test_seeds_train_side_by_side_as_each_does_alone(straight, tmp_path):
-    both, second = start(tmp_path / "both", seeds=2), start(tmp_path / "second", seed=1)
+    reporter = Recording()
+    both, second = start(tmp_path / "both", seeds=2, reporter=reporter), start(tmp_path / "second", seed=1)
+    assert reporter.notes[0] == f"probe-memory, UNREAL (A2C), seeds 0 to 1, in {both.folder}"
     alone = [straight[0], second]
     for index, one in enumerate(alone):
         params = jax.tree.map(lambda x, i=index: x[i], both.state.params)
@@ -319,9 +349,12 @@ def test_seeds_train_side_by_side_as_each_does_alone(straight, tmp_path):
     entropies = [read_metrics(one.folder)["entropy"] for one in alone]
     np.testing.assert_allclose(read_metrics(both.folder)["entropy"], np.mean(entropies, axis=0), rtol=1e-4)
     scores = score_run(both.folder, episodes=6)
-    assert list(scores) == ["greedy", "sampled", "random", "seed 0", "seed 1"]
-    means = [scores[f"seed {seed}"].mean_return for seed in (0, 1)]
+    assert list(scores) == ["greedy", "sampled", "random", "greedy, seed 0", "greedy, seed 1"]
+    means = [scores[f"greedy, seed {seed}"].mean_return for seed in (0, 1)]
     assert scores["greedy"].mean_return == pytest.approx(np.mean(means))
+    head, *rows, legend = scores_table(scores).splitlines()
+    assert {len(row) for row in rows} == {len(head)}
+    assert legend.endswith("; of all greedy and of all sampled agents, over agents")
 
 
 CTRL_C = """
