@@ -421,7 +421,8 @@ def make_policy(
         try:
             shape = as_image(one_stream(observation, image_stream(observation, pc_stream)).shape)
             # The filter is even where the grid is, for a stride of 2 reaches no other sizes.
-            filters = tuple(min(cells, 4 - cells % 2) for cells in pixel_change_shape(shape, pc_cell))
+            rows, columns = pixel_change_shape(shape, pc_cell)
+            filters = min(rows, 4 - rows % 2), min(columns, 4 - columns % 2)
         except ValueError as error:
             raise ValueError(f"{error}; pixel control needs frames, leave it out (pc_weight=0)") from error
         inner = pc_inner_shape(shape, pc_cell, filter_size=filters, channels=pc_channels)

@@ -60,7 +60,9 @@ def test_learns_to_catch(name):
 
 @pytest.mark.slow
 def test_an_environment_of_ones_own_is_learned():
-    assert number("environment: return", output(start("environment"))) > 5  # of about 7; at random it is about 0
+    assert (
+        number("environment: return", output(start("environment"))) > 5
+    )  # of about 7; at random it is about 0
 
 
 @pytest.mark.slow

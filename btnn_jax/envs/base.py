@@ -142,13 +142,18 @@ def check_known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
 
     >>> check_known("parameter of cart", ["gravty"], ["gravity", "mass"])
     Traceback (most recent call last):
-    ValueError: unknown parameter of cart 'gravty'; did you mean 'gravity'? Known: gravity, mass
+    ValueError: unknown parameter of cart 'gravty'; did you mean 'gravity'?
     """
     known = sorted(known)
     for name in given:
         if name in known:
             continue
         lower = {candidate.lower(): candidate for candidate in known}
-        close = [repr(lower[match]) for match in difflib.get_close_matches(name.lower(), lower, n=3)]
-        hint = f"did you mean {' or '.join(close)}? " if close else ""
-        raise ValueError(f"unknown {what} {name!r}; {hint}Known: {', '.join(known) or 'none'}")
+        begun = [candidate for candidate in known if candidate.lower().startswith(name.lower())]
+        close = begun or [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3)]
+        hint = (
+            f"did you mean {' or '.join(map(repr, close[:3]))}?"
+            if close
+            else f"known: {', '.join(known) or 'none'}"
+        )
+        raise ValueError(f"unknown {what} {name!r}; {hint}")

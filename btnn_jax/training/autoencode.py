@@ -16,7 +16,7 @@ from btnn_jax.training.config import AutoencoderConfig, LayerConfig
 
 PyTree = Any
 Metrics = dict[str, jax.Array]  # float32 [] each
-_NORM_EPSILON = 1e-6  # frames of one colour occur, and are not to blow the gradient up
+_NORM_EPSILON = 1e-6  # frames of nearly one colour occur, and are not to blow the gradient up
 
 
 class AutoencoderState(NamedTuple):

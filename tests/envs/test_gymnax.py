@@ -125,9 +125,10 @@ def test_parameters_reach_gymnax_wherever_it_keeps_them():
         (
             "breakout-minatar",
             {},
-            r"environment 'breakout-minatar'; did you mean 'Breakout-MinAtar'.*Known: A",
+            r"environment 'breakout-minatar'; did you mean 'Breakout-MinAtar'\?$",
         ),
-        ("xyz", {}, r"unknown environment 'xyz'; Known: "),
+        ("catch", {}, r"unknown environment 'catch'; did you mean 'Catch-bsuite'\?$"),
+        ("xyz", {}, r"unknown environment 'xyz'; known: A"),
         ("CartPole-v1", {"gravty": 1.0}, r"parameter of CartPole-v1 'gravty'; did you mean 'gravity'\?"),
         ("Pendulum-v1", {}, r"Pendulum-v1 has actions in Box.*only discrete"),
     ],

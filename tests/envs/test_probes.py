@@ -214,7 +214,7 @@ def test_heads():
     [
         ("probe-memry", {}, r"unknown environment 'probe-memry'; did you mean 'probe-memory'"),
         ("probe-memory", {"lenght": 3}, r"parameter of probe-memory 'lenght'; did you mean 'length'\?"),
-        ("probe-constant", {"length": 3}, r"'length'; Known: none"),
+        ("probe-constant", {"length": 3}, r"'length'; known: none"),
         ("probe-memory", {"length": 1}, "length must be at least 2; got 1"),
         ("probe-discount", {"length": 0}, "length must be at least 1; got 0"),
         ("probe-action", {"num_actions": 1}, "num_actions must be at least 2; got 1"),
