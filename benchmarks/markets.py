@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import time
 from typing import Any
 
@@ -20,8 +21,16 @@ import numpy as np
 
 from btnn_jax import envs
 from btnn_jax.envs.trading import make_held_out
-from btnn_jax.performance import bootstrap_interval
-from btnn_jax.training.backtest import STRATEGIES, make_backtest, make_strategy, measure, periods_per_year
+from btnn_jax.performance import Performance, bootstrap_interval
+from btnn_jax.training.backtest import (
+    DRAWS,
+    STRATEGIES,
+    make_backtest,
+    make_strategy,
+    measure,
+    periods_per_year,
+    trade_draws,
+)
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.unreal import make_unreal, make_unreal_policy
 
@@ -55,7 +64,6 @@ MARKETS: dict[str, dict[str, Any]] = {
     # leverage to spare: orders are sized as parts of the equity, and must not be refused because the other assets rose
     "stocks": {"data": "stocks", "commission": 5e-4, "leverage": 2.0},
 }
-DRAWS = 32  # of actions, for each seed: the luck of one draw is as large as what the seeds differ by
 SHARED = {"part": "train", "window": 16, "episode": 256, "reward_scale": 100.0, "drawdown": 0.2}
 
 
@@ -70,11 +78,13 @@ def judged(market: dict[str, Any], config: UnrealConfig, seeds: int) -> tuple[np
         state, metrics = step(state)
     jax.block_until_ready(metrics)
     held_out = make_held_out(market, "test")
-    each_seed = jax.vmap(make_backtest(held_out, policy, greedy=False))
-    each_draw = jax.jit(jax.vmap(each_seed, in_axes=(None, 0)))
-    account = each_draw(state.params, jax.random.split(jax.random.key(1), (DRAWS, seeds)))
-    result = measure(account, periods_per_year(held_out))
-    return np.mean(result.total_return, axis=0), np.mean(result.sharpe_ratio, axis=0)
+    backtest, per_year = jax.vmap(make_backtest(held_out, policy, greedy=False)), periods_per_year(held_out)
+
+    def draw(params: Any, keys: jax.Array) -> Performance:
+        return trade_draws(functools.partial(backtest, params), keys, per_year)[1]
+
+    result = jax.jit(draw)(state.params, jax.random.split(jax.random.key(1), (DRAWS, seeds)))
+    return np.mean(result.total_return, axis=1), np.mean(result.sharpe_ratio, axis=1)
 
 
 def span(values: np.ndarray, scale: float = 1.0) -> str:

@@ -28,6 +28,7 @@ def plot_trades(
     position: np.ndarray,
     equity: np.ndarray,
     baselines: Mapping[str, np.ndarray] | None = None,
+    name: str = "agent",
     title: str = "",
 ) -> pathlib.Path:
     """Draws price and trades, the gain beside that of others, and the drawdown over one axis of time.
@@ -42,6 +43,7 @@ def plot_trades(
       position: `[T]`; its sign says what was held: short, nothing or long.
       equity: `[T]`, the agent's.
       baselines: equities `[T]` by name; `"flat"` is drawn as a reference. Each curve counts from its own first row.
+      name: of the agent.
       title: of the whole picture.
 
     Returns:
@@ -52,7 +54,7 @@ def plot_trades(
       RunError: the picture cannot be written.
       ModuleNotFoundError: matplotlib is not installed.
     """
-    figure = draw_trades(time, price, position, equity, baselines or {}, title=title)
+    figure = draw_trades(time, price, position, equity, baselines or {}, name=name, title=title)
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:  # no such folder, or no such kind of picture
@@ -63,7 +65,8 @@ def plot_trades(
 def plot_backtest(folder: Folder, output: Folder | None = None, *, part: str = "test") -> pathlib.Path:
     """Draws what a trading run's agent made of a part of the time, with sampled actions as in training.
 
-    Of several seeds it is the one in the middle. What its most likely actions alone came to is drawn too, as `greedy`.
+    Of several seeds it is the one in the middle, and of the draws of its actions, or of random ones, that in the middle
+    too. What its most likely actions alone came to is drawn as `greedy`.
 
     Args:
       folder: the run's.
@@ -77,17 +80,18 @@ def plot_backtest(folder: Folder, output: Folder | None = None, *, part: str = "
       RunError: as `backtest_run`, or the picture cannot be written.
       ModuleNotFoundError: matplotlib is not installed.
     """
-    from btnn_jax.training.backtest import backtest_run
+    from btnn_jax.training.backtest import DRAWS, STRATEGIES, backtest_run
 
     (backtest,) = backtest_run(folder, part=part)
-    ends = np.asarray(backtest.sampled.equity)[:, -1]
-    middle = int(np.argsort(ends)[len(ends) // 2])
-    account = jax.tree.map(lambda x: np.asarray(x)[middle], backtest.sampled)
+    returns = np.mean(backtest.performance["sampled"].total_return, axis=1)  # of each seed, over its draws
+    middle = int(np.argsort(returns)[len(returns) // 2])
+    account = jax.tree.map(lambda x: np.asarray(x)[middle], backtest.accounts["sampled"])
     assets, times = backtest.env.assets, backtest.env.times
     close = np.asarray(backtest.env.close)[account.bar]
-    others = {"greedy": np.asarray(backtest.greedy.equity)[middle]}
-    others |= {name: np.asarray(backtest.strategies[name].equity) for name in ("buy and hold", "flat")}
-    others["random"] = np.median(np.asarray(backtest.strategies["random"].equity), axis=0)
+    others = {"greedy": np.asarray(backtest.accounts["greedy"].equity)[middle]}
+    for strategy in STRATEGIES:
+        (equity,) = np.asarray(backtest.accounts[strategy].equity)
+        others["random, one draw" if strategy == "random" else strategy] = equity
     what = backtest.data if len(assets) == 1 else f"{backtest.data}, the mean of {len(assets)} assets"
     return plot_trades(
         pathlib.Path(folder) / "trades.png" if output is None else output,
@@ -96,7 +100,8 @@ def plot_backtest(folder: Folder, output: Folder | None = None, *, part: str = "
         position=np.sum(account.weight, axis=1),
         equity=account.equity,
         baselines=others,
-        title=f"{what}: {part} part, seed {backtest.seeds[middle]}, sampled actions",
+        name="sampled, one draw",
+        title=f"{what}: {part} part, seed {backtest.seeds[middle]}, the middle of {DRAWS} draws of its actions",
     )
 
 
@@ -107,13 +112,14 @@ def draw_trades(
     equity: np.ndarray,
     baselines: Mapping[str, np.ndarray],
     *,
+    name: str = "agent",
     title: str = "",
 ) -> Any:
     """The picture as a `matplotlib.figure.Figure`, without any of pyplot's state; see `plot_trades`."""
     time, price, position, equity = (np.asarray(x) for x in (time, price, position, equity))
-    others = {name: np.asarray(curve) for name, curve in baselines.items()}
+    others = {other: np.asarray(curve) for other, curve in baselines.items()}
     given = {"time": time, "price": price, "position": position, "equity": equity, **others}
-    shapes = {name: x.shape for name, x in given.items()}
+    shapes = {what: x.shape for what, x in given.items()}
     if len(set(shapes.values())) > 1 or time.ndim != 1 or len(time) < 2:
         raise ValueError(f"expected one shape [T >= 2], got {shapes}")
     figures = import_extra("matplotlib.figure", "plotting")
@@ -124,8 +130,8 @@ def draw_trades(
     above, middle, below = figure.subplots(3, 1, sharex=True, height_ratios=[3, 2.2, 1.1])
     places = _draw_time(below, time)
     _draw_price(above, places, price, np.sign(position))
-    _draw_gains(middle, places, equity, others)
-    _draw_drawdown(below, places, equity)
+    _draw_gains(middle, places, equity, others, name)
+    _draw_drawdown(below, places, equity, name)
     return figure
 
 
@@ -169,24 +175,26 @@ def _draw_price(axes: Any, time: np.ndarray, price: np.ndarray, side: np.ndarray
     _legend(axes)
 
 
-def _draw_gains(axes: Any, time: np.ndarray, equity: np.ndarray, others: Mapping[str, np.ndarray]) -> None:
-    axes.plot(time, gain(equity), color=AGENT, linewidth=2.2, zorder=3, label=_label("agent", equity))
+def _draw_gains(
+    axes: Any, time: np.ndarray, equity: np.ndarray, others: Mapping[str, np.ndarray], name: str
+) -> None:
+    axes.plot(time, gain(equity), color=AGENT, linewidth=2.2, zorder=3, label=_label(name, equity))
     colours = iter(OTHERS * len(others))
-    for name, curve in others.items():
-        if name == "flat":
-            axes.plot(time, gain(curve), color=REFERENCE, linestyle="--", linewidth=1.2, label=name)
+    for other, curve in others.items():
+        if other == "flat":
+            axes.plot(time, gain(curve), color=REFERENCE, linestyle="--", linewidth=1.2, label=other)
         else:
-            axes.plot(time, gain(curve), color=next(colours), linewidth=1.5, label=_label(name, curve))
+            axes.plot(time, gain(curve), color=next(colours), linewidth=1.5, label=_label(other, curve))
     _style(axes, "Gain since the start", percent=True)
     _legend(axes)
 
 
-def _draw_drawdown(axes: Any, time: np.ndarray, equity: np.ndarray) -> None:
+def _draw_drawdown(axes: Any, time: np.ndarray, equity: np.ndarray, name: str) -> None:
     drawdown = -100 * np.asarray(performance.drawdown(jnp.asarray(equity, jnp.float32)))
     axes.fill_between(time, drawdown, 0, color=AGENT, alpha=0.25, linewidth=0)
     axes.plot(time, drawdown, color=AGENT, linewidth=1.2)
     axes.set_ylim(min(1.08 * drawdown.min(), -0.1), 0)
-    _style(axes, f"Drawdown of the agent, at most {-drawdown.min():.1f} %", percent=True)
+    _style(axes, f"Drawdown ({name}), at most {-drawdown.min():.1f} %", percent=True)
 
 
 def _draw_time(axes: Any, time: np.ndarray) -> np.ndarray:

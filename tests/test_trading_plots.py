@@ -8,6 +8,7 @@ import pytest
 
 from btnn_jax import trading_plots
 from btnn_jax.envs import make
+from btnn_jax.performance import Performance
 from btnn_jax.trading_plots import AGENT, LONG, SHORT, draw_trades, plot_backtest, plot_trades
 from btnn_jax.training import backtest
 from btnn_jax.training.folder import RunError
@@ -75,7 +76,13 @@ def test_the_drawdown_is_the_agents():
     axes = draw().axes[2]
     loss = -100 * (1 - 49 / 52)
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [0, 0, 0, loss, loss, loss, 0], rtol=1e-6)
-    assert axes.get_title(loc="left") == "Drawdown of the agent, at most 5.8 %"
+    assert axes.get_title(loc="left") == "Drawdown (agent), at most 5.8 %"
+
+
+def test_the_agent_has_one_name_everywhere():
+    _, gains, drawdown = draw(name="sampled").axes
+    assert gains.lines[0].get_label() == "sampled: +20.0 %"
+    assert drawdown.get_title(loc="left") == "Drawdown (sampled), at most 5.8 %"
 
 
 def test_time_is_one_axis_with_dates_that_can_be_read():
@@ -138,23 +145,26 @@ def test_of_a_run_the_sampled_account_in_the_middle_is_drawn(tmp_path, monkeypat
             np.arange(7) * np.ones_like(rows, int), equity, weight, rows, weight, rows > 0
         )
 
-    one = backtest.Account(*(x[0] for x in account(55)))
+    accounts = {"greedy": account(10, 20, 30), "sampled": account(80, 60, 70), "random": account(45)}
+    # The middle one in the mean of all draws, which need not be that of the accounts.
+    returns = np.array([[0.1, 0.2], [0.3, 0.9], [0.4, 0.5]])
     made = backtest.Backtest(
-        env, "two", "test", (3, 4, 5),
-        greedy=account(10, 20, 30), sampled=account(80, 60, 70),
-        strategies={"buy and hold": one, "flat": one, "random": account(40, 90, 45)},
+        env, "two", "test", (3, 4, 5), {**accounts, "buy and hold": account(55), "flat": account(50)},
+        {"sampled": Performance(*[returns] * 8)},
     )  # fmt: skip
     monkeypatch.setattr(backtest, "backtest_run", lambda folder, part: [made])
     drawn = {}
     monkeypatch.setattr(trading_plots, "plot_trades", lambda path, **given: drawn.update(given, path=path))
     plot_backtest(tmp_path)
     assert drawn["path"] == tmp_path / "trades.png"
-    assert drawn["title"] == "two, the mean of 2 assets: test part, seed 5, sampled actions"
-    np.testing.assert_array_equal(drawn["equity"], made.sampled.equity[2])
+    assert drawn["name"] == "sampled, one draw"
+    title = "two, the mean of 2 assets: test part, seed 5, the middle of 32 draws of its actions"
+    assert drawn["title"] == title
+    np.testing.assert_array_equal(drawn["equity"], accounts["sampled"].equity[2])
     np.testing.assert_allclose(drawn["position"], drawn["equity"] / 100)
     np.testing.assert_allclose(drawn["price"], PRICE / 100, rtol=1e-6)
     ends = {name: curve[-1] for name, curve in drawn["baselines"].items()}
-    assert ends == {"greedy": 30, "buy and hold": 55, "flat": 55, "random": 45}
+    assert ends == {"greedy": 30, "buy and hold": 55, "flat": 50, "random, one draw": 45}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +24,9 @@ from btnn_jax.training.run import make_agent
 PyTree = Any
 Act = Callable[[jax.Array, AgentInput, PyTree], tuple[PyTree, PyTree]]
 STRATEGIES = ("buy and hold", "flat", "random")
+NAMES = ("greedy", "sampled", *STRATEGIES)
+DRAWS = 32  # of actions: the luck of one draw is as large as what seeds differ by
+_NUMBERS = 2**25  # in the accounts that are traded side by side; with what measures them a gigabyte
 
 
 class Account(NamedTuple):
@@ -193,16 +197,77 @@ def periods_per_year(env: TradingEnvironment) -> float:
     return float((len(env.times) - 1) / years / env.skip_frame)
 
 
+def trade_draws(
+    play: Callable[[jax.Array], Account],
+    keys: jax.Array,
+    periods_per_year: ArrayLike,
+    *,
+    at_once: int = DRAWS,
+) -> tuple[Account, Performance]:
+    """Trades with several draws of actions, and keeps of each agent how well all did and the account in the middle.
+
+    Args:
+      play: keys `[S]` -> accounts `[S, N + 1]`, of agents side by side.
+      keys: `[D, S]`, consumed.
+      periods_per_year: see `measure`.
+      at_once: draws that are traded side by side, which bounds the memory; it changes no result.
+
+    Returns:
+      Each agent's account whose total return is in the middle of its draws, `[S, N + 1]`, and the performance of all,
+      leaves `[S, D]`.
+    """
+    draws, agents = keys.shape
+    if draws == 1:
+        account = play(keys[0])
+        return account, jax.tree.map(lambda x: x[:, None], measure(account, periods_per_year))
+    again = jax.random.clone(keys)  # trading those in the middle twice takes less than keeping all
+    performance = jax.lax.map(
+        lambda keys: measure(play(keys), periods_per_year), keys, batch_size=min(at_once, draws)
+    )
+    middle = jnp.argsort(performance.total_return, axis=0)[draws // 2]
+    return play(again[middle, jnp.arange(agents)]), jax.tree.map(jnp.transpose, performance)
+
+
+def trade_all(
+    env: TradingEnvironment, policy: UnrealPolicy, params: PyTree, key: jax.Array, *, at_once: int = DRAWS
+) -> tuple[dict[str, Account], dict[str, Performance]]:
+    """What agents and the simple strategies make of one episode.
+
+    Args:
+      env: as for `make_backtest`.
+      policy: the agents' network.
+      params: theirs, leaves `[S, ...]`, one agent for each seed.
+      key: consumed.
+      at_once: draws of actions that are traded side by side, see `trade_draws`.
+
+    Returns:
+      Name -> the accounts and how well they did, as a `Backtest` holds them.
+    """
+    agents = {
+        name: functools.partial(jax.vmap(make_backtest(env, policy, greedy=name == "greedy")), params)
+        for name in ("greedy", "sampled")
+    }
+    traded = {}
+    for name, one_key in zip(NAMES, jax.random.split(key, len(NAMES)), strict=True):
+        play = agents.get(name) or jax.vmap(make_strategy(env, name))
+        side_by_side = len(jax.tree.leaves(params)[0]) if name in agents else 1
+        keys = jax.random.split(one_key, (DRAWS if name in ("sampled", "random") else 1, side_by_side))
+        traded[name] = trade_draws(play, keys, periods_per_year(env), at_once=at_once)
+    return {name: pair[0] for name, pair in traded.items()}, {name: pair[1] for name, pair in traded.items()}
+
+
 class Backtest(NamedTuple):
-    """The accounts of a run's agents over one part of the time, beside those of simple strategies."""
+    """What a run's agents made of one part of the time, beside simple strategies.
+
+    "greedy" are the agents' most likely actions, "sampled" draws of them; the others are `STRATEGIES`.
+    """
 
     env: TradingEnvironment
     data: str  # what was traded, as the run names it
     part: str
     seeds: tuple[int, ...]
-    greedy: Account  # leaves [S, N + 1, ...], an account of each seed, of its most likely actions
-    sampled: Account  # likewise, of sampled ones
-    strategies: dict[str, Account]  # leaves [N + 1, ...], of "random" [R, N + 1, ...]
+    accounts: dict[str, Account]  # leaves [S or 1, N + 1, ...]; of several draws the one in the middle
+    performance: dict[str, Performance]  # leaves [S or 1, D or 1], of every draw
 
 
 def backtest_run(
@@ -245,26 +310,13 @@ def backtest_run(
     except ValueError as error:
         raise RunError(f"no backtest of {folder} on its {part} part: {error}") from error
 
-    def trade_all(
-        commission: jax.Array, params: PyTree, key: jax.Array
-    ) -> tuple[Account, Account, dict[str, Account]]:
-        env = with_commission(held_out, commission)
-        greedy_key, sampled_key, random_key, simple_key = jax.random.split(key, 4)
-        hold_key, flat_key = jax.random.split(simple_key)
-
-        def agents(key: jax.Array, *, greedy: bool) -> Account:
-            keys = jax.random.split(key, run.seeds)
-            return jax.vmap(make_backtest(env, agent.policy, greedy=greedy))(params, keys)
-
-        strategies = {
-            "buy and hold": make_strategy(env, "buy and hold")(hold_key),
-            "flat": make_strategy(env, "flat")(flat_key),
-            "random": jax.vmap(make_strategy(env, "random"))(jax.random.split(random_key, 32)),
-        }
-        return agents(greedy_key, greedy=True), agents(sampled_key, greedy=False), strategies
-
     costs = [held_out.rules.commission if x is None else x for x in commissions]
-    sweep = jax.jit(jax.vmap(trade_all, in_axes=(0, None, None)))
+    at_once = _draws_at_once(held_out, run.seeds * len(costs))
+
+    def at_cost(commission: jax.Array, params: PyTree, key: jax.Array) -> Any:
+        return trade_all(with_commission(held_out, commission), agent.policy, params, key, at_once=at_once)
+
+    sweep = jax.jit(jax.vmap(at_cost, in_axes=(0, None, None)))
     swept = jax.device_get(sweep(jnp.asarray(costs, jnp.float32), params, jax.random.key(seed)))
     return [
         Backtest(
@@ -278,35 +330,57 @@ def backtest_run(
     ]
 
 
-def compare(backtest: Backtest) -> dict[str, dict[str, list[float]]]:
-    """Strategy -> measure -> `[mean]`, or `[mean, low, high]` over several accounts, an interval of 95 %."""
-    accounts = {"greedy": backtest.greedy, "sampled": backtest.sampled, **backtest.strategies}
-    per_year = periods_per_year(backtest.env)
+def _draws_at_once(env: TradingEnvironment, accounts: int) -> int:
+    """Draws side by side, each of so many accounts, that memory has room for; it divides `DRAWS`."""
+    numbers = accounts * (env.length + 1) * (2 * len(env.assets) + 4)
+    return max(k for k in range(1, DRAWS + 1) if DRAWS % k == 0 and (k == 1 or k * numbers <= _NUMBERS))
+
+
+class Row(NamedTuple):
+    """How well one strategy did."""
+
+    measures: dict[str, list[float]]  # `[value]`, or `[mean, low, high]`, an interval of 95 % over `over`
+    seeds: int
+    draws: int  # of actions, for each seed
+
+    @property
+    def over(self) -> str:
+        """What the intervals are over; "" of a single account, which has none."""
+        if self.seeds > 1:
+            return f"over {self.seeds} seeds"
+        return f"over {self.draws} draws" if self.draws > 1 else ""
+
+
+def compare(backtest: Backtest) -> dict[str, Row]:
+    """Each strategy's measures; means have an interval over seeds, of each its mean, or of one seed over its draws."""
     rows = {}
-    for index, (name, account) in enumerate(accounts.items()):
-        values = np.asarray(_summarised(account, per_year, jax.random.key(index)))
-        single = values if len(backtest.seeds) > 1 or name not in ("greedy", "sampled") else values[:, :1]
-        rows[name] = {field: row.tolist() for field, row in zip(Performance._fields, single, strict=True)}
+    for index, name in enumerate(NAMES):
+        values = np.stack([np.asarray(x, np.float32) for x in backtest.performance[name]], axis=-1)
+        seeds, draws, _ = values.shape
+        runs = values.mean(axis=1) if seeds > 1 else values[0]
+        ends = runs.T if len(runs) == 1 else np.stack(_interval(jax.random.key(index), runs), axis=1)
+        measures = {field: row.tolist() for field, row in zip(Performance._fields, ends, strict=True)}
+        rows[name] = Row(measures, seeds, draws)
     return rows
 
 
-@jax.jit
-def _summarised(account: Account, per_year: jax.Array, key: jax.Array) -> jax.Array:
-    """`[measures, 1 or 3]`."""
-    values = jnp.stack([x.astype(jnp.float32) for x in measure(account, per_year)], axis=-1)
-    if values.ndim == 1:
-        return values[:, None]
-    return jnp.stack(performance.bootstrap_interval(key, values), axis=1)
+_interval = jax.jit(performance.bootstrap_interval)
 
 
 def write_backtests(
-    folder: Folder, backtests: Sequence[Backtest], rows: Sequence[Mapping[str, Any]]
+    folder: Folder, backtests: Sequence[Backtest], rows: Sequence[Mapping[str, Row]]
 ) -> pathlib.Path:
     """Writes `backtest.json` into a run's folder: for each commission what `compare` gave."""
     path = pathlib.Path(folder) / BACKTEST
     costs = [
-        {"commission": float(backtest.env.rules.commission), "accounts": accounts}
-        for backtest, accounts in zip(backtests, rows, strict=True)
+        {
+            "commission": float(backtest.env.rules.commission),
+            "accounts": {
+                name: {"seeds": row.seeds, "draws": row.draws, **row.measures}
+                for name, row in compared.items()
+            },
+        }
+        for backtest, compared in zip(backtests, rows, strict=True)
     ]
     write_json(path, {"part": backtests[0].part, "seeds": list(backtests[0].seeds), "costs": costs})
     return path
@@ -324,20 +398,39 @@ COLUMNS = (
 )
 
 
-def backtest_table(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
-    """Lines of text: for each name the mean of each measure, and below it its interval where there is one.
+def backtest_table(rows: Mapping[str, Row]) -> str:
+    """Lines of text: for each name the value of each measure, below a mean its interval, and what that is of.
 
     Args:
-      rows: name -> measure -> `(mean, low, high)`, or `(mean,)` of one account.
+      rows: as `compare` gives them.
     """
-    lines = [f"{'':<14}" + "".join(f"{words:>16}" for _, words, _ in COLUMNS)]
-    for name, measures in rows.items():
-        means = "".join(f"{scale * measures[field][0]:>16.2f}" for field, _, scale in COLUMNS)
-        lines.append(f"{name:<14}{means}")
-        if all(len(values) == 3 for values in measures.values()):
-            spans = (
-                f"{scale * measures[field][1]:.2f}..{scale * measures[field][2]:.2f}"
-                for field, _, scale in COLUMNS
-            )
-            lines.append(f"{'':<14}" + "".join(f"{span:>16}" for span in spans))
-    return "\n".join(lines)
+    lines = [f"{'':<16}" + "".join(f"{words:>16}" for _, words, _ in COLUMNS)]
+    for name, row in rows.items():
+        cells = [
+            [_number(field, scale * value, row.over) for value in row.measures[field]]
+            for field, _, scale in COLUMNS
+        ]
+        lines.append(f"{name:<16}" + "".join(f"{cell[0]:>16}" for cell in cells))
+        if row.over:
+            lines.append(f"  {row.over:<14}" + "".join(f"{'..'.join(cell[1:]):>16}" for cell in cells))
+    return "\n".join(lines + _caption(list(rows.values())))
+
+
+def _caption(rows: Sequence[Row]) -> list[str]:
+    over_seeds = [row for row in rows if row.seeds > 1]
+    over_draws = [row for row in rows if row.seeds == 1 < row.draws]
+    lines = ["Below a mean: its interval of 95 %, by bootstrap"] if over_seeds or over_draws else []
+    if over_seeds:
+        draws = max(row.draws for row in over_seeds)
+        each = f", each of them, sampled, the mean of {draws} draws" if draws > 1 else ""
+        lines.append(f"  over seeds: agents that learned with other seeds{each}")
+    if over_draws:
+        lines.append("  over draws: actions of the same agent drawn anew; it says nothing of other seeds")
+    return lines
+
+
+def _number(field: str, value: float, over: str) -> str:
+    """A count is whole unless it is a mean."""
+    if field != "num_trades":
+        return f"{value:.2f}"
+    return f"{value:.1f}" if over else f"{value:.0f}"

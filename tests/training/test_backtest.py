@@ -13,6 +13,7 @@ import pytest
 
 from btnn_jax import cli, envs
 from btnn_jax.envs.trading import make_held_out
+from btnn_jax.performance import Performance
 from btnn_jax.training import backtest as module
 from btnn_jax.training.backtest import (
     backtest_run,
@@ -20,6 +21,7 @@ from btnn_jax.training.backtest import (
     measure,
     periods_per_year,
     trade,
+    trade_draws,
     walk_forward,
     with_commission,
 )
@@ -207,23 +209,96 @@ def evaluated(run):
 def test_a_run_is_compared_with_simple_strategies(run, evaluated):
     cheap, _ = evaluated[0]
     assert cheap.seeds == (5, 6, 7)
-    assert cheap.greedy.equity.shape == (3, cheap.env.length + 1)
+    assert cheap.accounts["greedy"].equity.shape == (3, cheap.env.length + 1)
     assert cheap.env.starts == make_held_out(LEARNED, "validation").starts
-    np.testing.assert_array_equal(cheap.greedy.equity[0], cheap.greedy.equity[1])
-    assert (cheap.sampled.equity[0] != cheap.sampled.equity[1]).any()
+    np.testing.assert_array_equal(*cheap.accounts["greedy"].equity[:2])
     rows = json.loads((run / "backtest.json").read_text())["costs"][0]["accounts"]
     assert list(rows) == ["greedy", "sampled", "buy and hold", "flat", "random"]
     assert rows["flat"]["total_return"] == [0.0]
-    returns = cheap.sampled.equity[:, -1] / cheap.env.cash - 1
+
+
+def test_a_seed_is_judged_by_many_draws_of_its_actions(run, evaluated):
+    cheap, _ = evaluated[0]
+    draws = cheap.performance["sampled"].total_return
+    assert draws.shape == (3, 32)
+    assert all(len(set(row)) > 16 for row in draws)
+    assert (draws[0] != draws[1]).any()  # of equal agents
+    # The account that is kept is the one in the middle.
+    kept = cheap.accounts["sampled"].equity[:, -1] / cheap.env.cash - 1
+    np.testing.assert_allclose(kept, np.sort(draws, axis=1)[:, 16], atol=1e-6)
+    returns = draws.mean(axis=1)
+    rows = json.loads((run / "backtest.json").read_text())["costs"][0]["accounts"]
+    assert (rows["sampled"]["seeds"], rows["sampled"]["draws"]) == (3, 32)
     # One in 27 samples of three values is the lowest alone, which is more than is left outside of the interval.
     np.testing.assert_allclose(
         rows["sampled"]["total_return"], [returns.mean(), returns.min(), returns.max()], atol=1e-5
     )
 
 
+def test_how_many_draws_are_traded_at_once_changes_nothing_but_memory():
+    env = make_held_out(LEARNED)
+
+    @functools.partial(jax.jit, static_argnames="at_once")
+    def draws(key, at_once):
+        keys = jax.random.split(key, (8, 2))
+        return trade_draws(jax.vmap(make_strategy(env, "random")), keys, 252.0, at_once=at_once)
+
+    few, all_at_once = (draws(jax.random.key(0), at_once) for at_once in (2, 32))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), few, all_at_once)
+    assert few[1].total_return.shape == (2, 8)
+    assert len(np.unique(few[1].total_return)) == 16
+    long = dataclasses.replace(env, length=10**5)
+    assert [module._draws_at_once(long, accounts) for accounts in (1, 10, 100, 10**6)] == [32, 4, 1, 1]
+
+
+def measured(*returns, trades=3):
+    """Performances `[S, D]` whose returns are these."""
+    values = np.array(returns, np.float32)
+    return Performance(*[values] * 6, np.full_like(values, trades), values)
+
+
+def lines_of(seeds):
+    """The table's lines of as many agents, whose every draw is the same."""
+    simple = {"buy and hold": measured([0.2]), "flat": measured([0.0]), "random": measured([-0.3] * 4)}
+    agents = {"greedy": measured(*[[0.25]] * seeds), "sampled": measured(*[[0.5, 0.25]] * seeds, trades=87)}
+    backtest = module.Backtest(None, "", "test", tuple(range(seeds)), {}, agents | simple)
+    return module.backtest_table(module.compare(backtest)).split("\n")
+
+
+def test_the_table_says_what_its_intervals_are_of():
+    title, greedy, over, sampled, over_too, hold, flat, random, draws, *caption = lines_of(seeds=3)
+    assert over.startswith("  over 3 seeds ")
+    assert over_too.startswith("  over 3 seeds ")
+    assert draws.startswith("  over 4 draws ")
+    assert "25.00..25.00" in over
+    assert "37.50..37.50" in over_too
+    assert [row.split()[:2] for row in (greedy, sampled)] == [["greedy", "25.00"], ["sampled", "37.50"]]
+    assert {len(row) for row in (title, greedy, over, sampled, over_too, hold, flat, random, draws)} == {144}
+    assert "its interval of 95 %, by bootstrap" in caption[0]
+    assert caption[1].startswith("  over seeds:")
+    assert "mean of 2 draws" in caption[1]
+    assert caption[2].startswith("  over draws:")
+    assert len(caption) == 3
+
+
+def test_of_one_seed_the_interval_is_over_draws_and_nothing_else_has_one():
+    _, greedy, _, over, hold, *_, caption, what = lines_of(seeds=1)
+    assert (greedy.split()[0], hold.split()[:3]) == ("greedy", ["buy", "and", "hold"])
+    assert over.startswith("  over 2 draws ")
+    assert "25.00..50.00" in over
+    assert caption.startswith("Below a mean")
+    assert what.startswith("  over draws:")
+
+
+def test_a_count_is_whole_unless_it_is_a_mean():
+    _, greedy, sampled, over, hold, *_ = lines_of(seeds=1)
+    assert [row.split()[-2] for row in (greedy, sampled, over, hold)] == ["3", "87.0", "87.0..87.0", "3"]
+
+
 def test_all_commissions_are_traded_at_once_by_the_same_agents(run, evaluated):
     backtests, table, traced = evaluated
-    assert traced == 5  # greedy, sampled and three strategies, for two commissions
+    # greedy, sampled and three strategies, for two commissions; and again the draw in the middle where there are many
+    assert traced == 7
     for word in ("Sharpe", "buy and hold", "greedy", "random"):
         assert word in table
     stored = json.loads((run / "backtest.json").read_text())
@@ -231,10 +306,9 @@ def test_all_commissions_are_traded_at_once_by_the_same_agents(run, evaluated):
     for cost, backtest, commission in zip(stored["costs"], backtests, (1e-4, 0.01), strict=True):
         assert cost["commission"] == backtest.env.rules.commission == commission
         assert f"validation part, commission {commission:g}:" in table
-        end = backtest.strategies["random"].equity[:, -1]
         mean, *_ = cost["accounts"]["random"]["total_return"]
-        np.testing.assert_allclose(mean, end.mean() / backtest.env.cash - 1, atol=1e-5)
-    cheap, dear = (backtest.strategies["random"].equity[:, -1] for backtest in backtests)
+        np.testing.assert_allclose(mean, backtest.performance["random"].total_return.mean(), atol=1e-5)
+    cheap, dear = (backtest.performance["random"].total_return for backtest in backtests)
     assert (cheap > dear).all()  # of each of the same random accounts
 
 
