@@ -23,6 +23,8 @@ from btnn_jax.training.reconstruction import Errors, read_errors
 TRUE, MADE = "#8a929c", COLOURS[0]
 _SHOWN = 6  # examples of signals, or latent variables
 _SHOWN_IMAGES = 10
+_EXAMPLE: dict[str, float] = {"alpha": 0.35, "linewidth": 3}
+_RECONSTRUCTION: dict[str, float] = {"linewidth": 1.2}
 
 
 def plot_autoencoder(folder: Folder) -> list[pathlib.Path]:
@@ -32,19 +34,29 @@ def plot_autoencoder(folder: Folder) -> list[pathlib.Path]:
       The pictures' files.
 
     Raises:
-      RunError: the folder is not an autoencoder's run, it has no checkpoint, or a picture cannot be written.
+      RunError: the folder is not an autoencoder's run, it has no checkpoint, nothing has been recorded in it, or a
+        picture cannot be written.
       ModuleNotFoundError: matplotlib is not installed.
     """
-    trained, path = load_autoencoder(folder), pathlib.Path(folder)
+    trained, path, metrics = load_autoencoder(folder), pathlib.Path(folder), read_metrics(folder)
+    if not metrics:
+        raise RunError(f"nothing has been recorded in {folder} yet")
     title = f"{trained.examples.title}, {trained.run.config.kind} with {trained.autoencoder.latent} latent variables"
     x, y = reconstructions(trained)
     moved, names = traversals(trained)
+    channels = trained.examples.channels
+    returns = trained.examples.scale is not None
+    unit = "log return, %" if returns else ""
+    layer, layers = widest_layer(trained)
     figures = {
-        "curves.png": draw_learning(read_metrics(folder), read_errors(folder), title=title),
-        "reconstructions.png": draw_reconstructions(x, y, trained.examples.channels, title=title),
-        "traversals.png": draw_traversals(moved, names, trained.examples.channels, title=title),
+        "curves.png": draw_learning(metrics, read_errors(folder), title=title),
+        "reconstructions.png": draw_reconstructions(x, y, channels, title=title, unit=unit),
+        "traversals.png": draw_traversals(moved, names, channels, title=title, unit=unit),
         "kernels.png": draw_kernels(
-            kernels(trained), trained.examples.channels, title=f"What excites each kernel most: {title}"
+            kernels(trained),
+            channels,
+            title=f"What excites each kernel most: layer {layer} of {layers} of the encoder\n{title}",
+            unit="log return, in standard deviations" if returns else "",
         ),
     }
     for name, figure in figures.items():
@@ -88,15 +100,22 @@ def traversals(trained: Trained, steps: int = 7) -> tuple[np.ndarray, list[str]]
     return _natural(examples, moved[best]), [f"z {k}" for k in best]
 
 
+def widest_layer(trained: Trained) -> tuple[int, int]:
+    """Which of the encoder's layers has the most kernels, counted from 1, and how many layers there are."""
+    _, examples, autoencoder, params = trained
+    x = jax.ShapeDtypeStruct((1, *examples.validation.shape[1:]), jnp.float32)
+    widths = [layer.shape[-1] for layer in jax.eval_shape(autoencoder.features, params, x)]
+    return 1 + widths.index(max(widths)), len(widths)
+
+
 def kernels(trained: Trained) -> np.ndarray:
-    """What the kernels of the encoder's widest layer look for, `[kernels, H, W, C]`."""
+    """What the kernels of the encoder's widest layer look for, `[kernels, H, W, C]`; log returns as it reads them."""
     _, examples, autoencoder, params = trained
     shape: Any = examples.validation.shape[1:]
-    layers = jax.eval_shape(autoencoder.features, params, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-    widest = max(range(len(layers)), key=lambda i: layers[i].shape[-1])
+    widest, _ = widest_layer(trained)
 
     def layer(x: jax.Array) -> jax.Array:
-        features = autoencoder.features(params, x)[widest]
+        features = autoencoder.features(params, x)[widest - 1]
         if features.ndim == 5:  # of a channel-wise one, [C, N, h, w, filters]
             features = jnp.moveaxis(features, 0, -2)
             features = features.reshape(*features.shape[:3], -1)
@@ -136,7 +155,9 @@ def draw_learning(metrics: dict[str, np.ndarray], errors: dict[str, Errors], *, 
     return figure
 
 
-def draw_reconstructions(x: np.ndarray, y: np.ndarray, channels: Sequence[str], *, title: str = "") -> Any:
+def draw_reconstructions(
+    x: np.ndarray, y: np.ndarray, channels: Sequence[str], *, title: str = "", unit: str = ""
+) -> Any:
     """Examples beside their reconstructions, as a `matplotlib.figure.Figure`.
 
     Args:
@@ -144,6 +165,7 @@ def draw_reconstructions(x: np.ndarray, y: np.ndarray, channels: Sequence[str], 
       y: their reconstructions.
       channels: names of the last axis.
       title: of the picture.
+      unit: of signals that are drawn as lines.
     """
     if not _is_signal(x):
         figure = _figure((1.25 * len(x) + 0.8, 3.4), title)
@@ -152,7 +174,8 @@ def draw_reconstructions(x: np.ndarray, y: np.ndarray, channels: Sequence[str], 
                 axes = figure.add_subplot(2, len(x), 1 + row * len(x) + column)
                 _show(axes, image, name if column == 0 else "")
         return figure
-    draw = _draw_bars if {"high", "low", "close"} <= set(_lower(channels)) else _draw_lines
+    bars = {"high", "low", "close"} <= set(_lower(channels))
+    draw = _draw_bars if bars else _draw_lines
     columns = 2 if len(x) > 1 else 1
     rows = -(-len(x) // columns)
     figure = _figure((14, 0.9 + 2.5 * rows), title)
@@ -162,14 +185,20 @@ def draw_reconstructions(x: np.ndarray, y: np.ndarray, channels: Sequence[str], 
         axes.set_xlim(-0.7, len(example) - 0.1)
         if index >= len(x) - columns:
             axes.set_xlabel("step")
+        if not bars and index % columns == 0:
+            axes.set_ylabel(unit, fontsize=9)
         if index == 0:
-            axes.legend(frameon=False, fontsize=9, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+            handles, _ = axes.get_legend_handles_labels()
+            handles += [] if bars else _line_styles()
+            axes.legend(
+                handles=handles, frameon=False, fontsize=9, ncols=6, loc="lower left", bbox_to_anchor=(0, 1)
+            )
         _tidy(axes)
     return figure
 
 
 def draw_traversals(
-    moved: np.ndarray, names: Sequence[str], channels: Sequence[str], *, title: str = ""
+    moved: np.ndarray, names: Sequence[str], channels: Sequence[str], *, title: str = "", unit: str = ""
 ) -> Any:
     """What latent variables do, as a `matplotlib.figure.Figure`.
 
@@ -178,6 +207,7 @@ def draw_traversals(
       names: of the `L` latent variables.
       channels: names of the last axis.
       title: of the picture.
+      unit: of signals.
     """
     count, steps = moved.shape[:2]
     if not _is_signal(moved):
@@ -186,6 +216,9 @@ def draw_traversals(
             for column, image in enumerate(_colours(images)):
                 axes = figure.add_subplot(count, steps, 1 + row * steps + column)
                 _show(axes, image, name if column == 0 else "")
+        figure.supxlabel(
+            "from left to right the latent variable moves from -2 to 2 standard deviations", fontsize=9
+        )
         return figure
     figure = _figure((3 + 3 * len(channels), 1.2 + 1.5 * count), title)
     maps = import_extra("matplotlib", "plotting").colormaps["coolwarm"]
@@ -203,16 +236,18 @@ def draw_traversals(
     figure.supxlabel(
         "step; from blue to red the latent variable moves from -2 to 2 standard deviations", fontsize=9
     )
+    figure.supylabel(unit, fontsize=9)
     return figure
 
 
-def draw_kernels(bank: np.ndarray, channels: Sequence[str], *, title: str = "") -> Any:
+def draw_kernels(bank: np.ndarray, channels: Sequence[str], *, title: str = "", unit: str = "") -> Any:
     """A bank of kernels, the inputs that excite each most, as a `matplotlib.figure.Figure`.
 
     Args:
       bank: `[kernels, *input_shape]`, as `KernelMonitor.fit_all` gives it.
       channels: names of the last axis.
       title: of the picture.
+      unit: of signals.
     """
     bank = np.asarray(bank)
     columns = min(8, len(bank))
@@ -228,8 +263,6 @@ def draw_kernels(bank: np.ndarray, channels: Sequence[str], *, title: str = "") 
                     kernel[:, 0, channel], color=COLOURS[channel % len(COLOURS)], linewidth=1.1, label=name
                 )
             axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
-            axes.set_xticks([])
-            axes.tick_params(labelleft=False, length=0)
             _tidy(axes)
     else:
         pictures = iter(_colours(bank, stretch=True))
@@ -242,7 +275,14 @@ def draw_kernels(bank: np.ndarray, channels: Sequence[str], *, title: str = "") 
         axes = figure.add_subplot(rows, columns, 1 + index)
         draw(axes, kernel)
         axes.set_title(str(index), fontsize=8, pad=2)
-    if _is_signal(bank):
+        if _is_signal(bank):
+            lowest = index + columns >= len(bank)
+            axes.tick_params(labelleft=index % columns == 0, labelbottom=lowest, length=2)
+            axes.set_xlabel("step" if lowest else "", fontsize=9)
+    if not _is_signal(bank):
+        figure.supxlabel("each from its smallest number, black, to its largest, white", fontsize=9)
+    else:
+        figure.supylabel(unit, fontsize=9)
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return figure
@@ -251,8 +291,17 @@ def draw_kernels(bank: np.ndarray, channels: Sequence[str], *, title: str = "") 
 def _draw_lines(axes: Any, example: np.ndarray, made: np.ndarray, channels: Sequence[str]) -> None:
     for channel, name in enumerate(channels):
         colour = COLOURS[channel % len(COLOURS)]
-        axes.plot(example[:, channel], color=colour, alpha=0.35, linewidth=3, label=name)
-        axes.plot(made[:, channel], color=colour, linewidth=1.2)
+        axes.plot(example[:, channel], color=colour, label=name, **_EXAMPLE)
+        axes.plot(made[:, channel], color=colour, **_RECONSTRUCTION)
+
+
+def _line_styles() -> list[Any]:
+    """Of a legend: what thick and thin lines are, whatever their colour."""
+    line = import_extra("matplotlib.lines", "plotting").Line2D
+    return [
+        line([], [], color="black", label=name, **style)
+        for name, style in (("example", _EXAMPLE), ("reconstruction", _RECONSTRUCTION))
+    ]
 
 
 def _draw_bars(axes: Any, example: np.ndarray, made: np.ndarray, channels: Sequence[str]) -> None:
