@@ -280,7 +280,7 @@ def draw_kernels(bank: np.ndarray, channels: Sequence[str], *, title: str = "", 
             axes.tick_params(labelleft=index % columns == 0, labelbottom=lowest, length=2)
             axes.set_xlabel("step" if lowest else "", fontsize=9)
     if not _is_signal(bank):
-        figure.supxlabel("each from its smallest number, black, to its largest, white", fontsize=9)
+        figure.supxlabel("each is stretched from its own smallest number to its own largest", fontsize=9)
     else:
         figure.supylabel(unit, fontsize=9)
         handles, labels = axes.get_legend_handles_labels()

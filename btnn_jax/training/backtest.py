@@ -422,7 +422,7 @@ def _caption(rows: Sequence[Row]) -> list[str]:
     lines = ["Below a mean: its interval of 95 %, by bootstrap"] if over_seeds or over_draws else []
     if over_seeds:
         draws = max(row.draws for row in over_seeds)
-        each = f", each of them, sampled, the mean of {draws} draws" if draws > 1 else ""
+        each = f"; sampled is of each the mean of {draws} draws" if draws > 1 else ""
         lines.append(f"  over seeds: agents that learned with other seeds{each}")
     if over_draws:
         lines.append("  over draws: actions of the same agent drawn anew; it says nothing of other seeds")
