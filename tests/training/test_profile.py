@@ -75,7 +75,7 @@ def test_tells_of_time_and_memory_and_leaves_a_trace(folder):
     told = go(folder, act=lambda state: state.count * 2)
     assert seconds("compiling", told) > 0
     whole, acting, learning = (seconds(name, told) for name in ("update", "acting", "learning"))
-    assert whole == pytest.approx(acting + learning, rel=0.02)
+    assert whole == pytest.approx(acting + learning, abs=0.02 * max(whole, acting))  # they are rounded
     assert re.search(r"memory of a device: \d+ MB planned by the compiler", told)
     assert f"tensorboard --logdir {folder / 'profile'}" in told
     (trace,) = traces(folder)
