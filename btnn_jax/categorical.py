@@ -150,7 +150,7 @@ def one_hot(actions: Array, shape: tuple[int, ...]) -> Array:
     return jax.nn.one_hot(actions, shape[-1], dtype=jnp.float32)
 
 
-def matching_leaves(name: str, tree: PyTree, like_name: str, like: PyTree) -> list[tuple[Array, Array]]:
+def matching_leaves(name: str, tree: PyTree, like_name: str, like: PyTree) -> list[tuple[Array, Any]]:
     """Leaves of both trees, pair by pair; a `ValueError` with both structures if they differ."""
     leaves, found = jax.tree.flatten(tree)
     like_leaves, expected = jax.tree.flatten(like)

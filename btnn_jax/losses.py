@@ -10,7 +10,9 @@ for `jax.value_and_grad(..., has_aux=True)`. What they share:
   excluded row contains (padding, even NaN) touches neither the loss nor its gradient.
 - `axis_name`: the mapped axis over which the caller averages losses and gradients with `jax.lax.pmean`. Every
   masked mean then divides by the mean count of the devices, so that this average is what one device would
-  compute for the whole batch. Without a mask the counts are equal and the name changes nothing.
+  compute for the whole batch. Without a mask the counts are equal and the name changes nothing. `jax.shard_map`
+  needs `check_vma=False` for it: otherwise it has already added up the gradients of replicated parameters,
+  and they come out once for each device.
 - An action taken must be possible: where its logit is -inf, the loss is infinite or NaN.
 - Derivatives are taken in reverse, by `jax.grad`; see `categorical`.
 - Hyper-parameters may be traced, so a population can be mapped over them.

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax.core import unfreeze
 
 from btnn_jax.ae import AutoencoderOutput
+from btnn_jax.categorical import matching_leaves
 from btnn_jax.encoders import ObservationEncoder, as_image, check_shared, image_stream, one_stream
 from btnn_jax.layers import Conv2D, Linear, NoisyLinear
 from btnn_jax.networks import (
@@ -52,9 +53,9 @@ def action_distribution(logits: PyTree) -> distrax.Distribution:
       logits: `[..., A]`, or a (nested) dict of such for a dict action space, whose heads are independent.
 
     Returns:
-      A distrax distribution with `sample(seed=key)`, `mode()`, `log_prob(actions)` and `entropy()`.
+      A distrax distribution over int32 with `sample(seed=key)`, `mode()`, `log_prob(actions)` and `entropy()`.
     """
-    heads = jax.tree.map(lambda x: distrax.Categorical(logits=x), unfreeze(logits))
+    heads = jax.tree.map(lambda x: distrax.Categorical(logits=x, dtype=jnp.int32), unfreeze(logits))
     return heads if isinstance(heads, distrax.Distribution) else distrax.Joint(heads)
 
 
@@ -123,19 +124,20 @@ class UnrealPolicy(nn.Module):
 
     def _feedback(self, inputs: AgentInput, dtype: Any) -> tuple[jax.Array, jax.Array]:
         """Last action `[T, B, sum A]` and reward `[T, B, 1]`, zero at an episode's first step."""
-        given = [("last_reward", inputs.last_reward)]
-        given += [("last_action", action) for action in jax.tree.leaves(inputs.last_action)]
+        heads = matching_leaves(
+            "last_action", unfreeze(inputs.last_action), "action_depths", unfreeze(self.action_depths)
+        )
+        given = [("last_reward", inputs.last_reward), *(("last_action", action) for action, _ in heads)]
         for name, x in given:
             if x.shape != inputs.reset.shape:  # a size of 1 would be broadcast
                 raise ValueError(f"{name} must have shape {inputs.reset.shape} like reset, got {x.shape}")
-        actions = jax.tree.map(
-            lambda depth, action: jax.nn.one_hot(action, depth, dtype=dtype),
-            unfreeze(self.action_depths),
-            inputs.last_action,
-        )
+        for action, _ in heads:
+            if not jnp.issubdtype(action.dtype, jnp.integer):
+                raise ValueError(f"last_action must be integers, got {action.dtype}")
+        actions = [jax.nn.one_hot(action, depth, dtype=dtype) for action, depth in heads]
         reward = inputs.last_reward[..., None].astype(dtype)
         first, zero = inputs.reset[..., None], jnp.zeros((), dtype)
-        action = jnp.concatenate(jax.tree.leaves(actions), axis=-1)
+        action = jnp.concatenate(actions, axis=-1)
         return jnp.where(first, zero, action), jnp.where(first, zero, reward)
 
     def pixel_control(self, features: jax.Array, *, deterministic: bool = False) -> PyTree:

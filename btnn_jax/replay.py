@@ -8,6 +8,7 @@ jitted train step whose state is donated) nothing else is touched.
 """
 
 import dataclasses
+import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -276,6 +277,10 @@ def make_replay(
     ((5, 5, 3), [True, True, True, True, False])
     """
     length = sequence_length if length is None else length
+    sizes = {"capacity": capacity, "sequence_length": sequence_length, "length": length, "burn_in": burn_in}
+    for name, size in sizes.items():
+        if not isinstance(size, numbers.Integral):
+            raise ValueError(f"{name} must be a whole number, got {size!r}")
     if sequence_length < 1 or capacity < 1 or capacity % sequence_length:
         raise ValueError(
             f"capacity must be a positive multiple of sequence_length; got {capacity} and {sequence_length}"

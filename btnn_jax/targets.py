@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 
 
 def next_values(
-    values: Array, last_value: Array, truncated: Array | None = None, final_values: Array | None = None
+    values: Array, last_value: ArrayLike, truncated: Array | None = None, final_values: Array | None = None
 ) -> Array:
     """Values of what each step led to: `V(s_{t+1})`, or `V(final observation)` where the episode was cut.
 
@@ -42,6 +42,7 @@ def next_values(
     >>> next_values(jnp.array([1.0, 2.0, 3.0]), jnp.array(4.0))
     Array([2., 3., 4.], dtype=float32)
     """
+    last_value = jnp.asarray(last_value)
     if last_value.shape != values.shape[1:]:
         raise ValueError(f"expected last_value {values.shape[1:]}, got {last_value.shape}")
     shifted = jnp.concatenate([_float32(values)[1:], _float32(last_value)[None]])
@@ -385,6 +386,8 @@ def _check_steps(rewards: Array, next_values: Array, terminated: Array, truncate
 def _check(name: str, x: Array, like: Array) -> None:
     if x.shape != like.shape or like.ndim == 0:
         raise ValueError(f"expected {name} [T, ...] = {like.shape}, got {x.shape}")
+    if like.shape[0] == 0:
+        raise ValueError(f"expected {name} [T, ...] of at least one step, got {x.shape}")
 
 
 def _check_flags(like: Array, **flags: Array) -> None:

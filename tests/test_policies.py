@@ -179,6 +179,9 @@ def test_the_distribution_over_a_dict_of_actions_adds_up():
     )
     np.testing.assert_allclose(distribution.entropy(), categorical.entropy(logits), rtol=1e-5)
     chex.assert_trees_all_equal(distribution.mode(), jax.tree.map(lambda x: x.argmax(-1), logits))
+    with jax.enable_x64(True):
+        sample = distribution.sample(seed=jax.random.key(0))
+    assert {x.dtype for x in jax.tree.leaves(sample)} == {jnp.dtype(jnp.int32)}
 
 
 def test_what_cannot_fit_is_said():
@@ -200,6 +203,12 @@ def test_what_cannot_fit_is_said():
         wrong = re.escape(f"{name} must have shape (5, 3) like reset, got {x.shape}")
         with pytest.raises(ValueError, match=wrong):
             policy.apply({"params": params}, inputs._replace(**{name: x}), policy.initial_state(3))
+    with pytest.raises(ValueError, match="last_action must be integers, got float32"):
+        policy.apply(
+            {"params": params}, inputs._replace(last_action=jnp.zeros((5, 3))), policy.initial_state(3)
+        )
+    with pytest.raises(ValueError, match=r"last_action of the structure of action_depths, .*, got .*'leg'"):
+        policy.apply({"params": params}, make_inputs(VECTOR, {"leg": 4}), policy.initial_state(3))
     with pytest.raises(ValueError, match="rp_head"):
         policy.apply({"params": params}, jnp.zeros((2, 3, 7)), method=UnrealPolicy.reward_prediction)
 

@@ -379,6 +379,7 @@ def test_vmap_over_seeds_is_each_seed_alone():
         ({"capacity": 8, "sequence_length": 4, "length": 3}, "at least sequence_length, 4, .* got 3"),
         ({"capacity": 4, "sequence_length": 4}, "0 \\+ 4 \\+ 1; got 4"),
         ({"capacity": 8, "sequence_length": 4, "burn_in": -1}, "-1 \\+ 4"),
+        ({"capacity": 8, "sequence_length": 4, "length": 7.0}, "length must be a whole number, got 7.0"),
     ],
 )
 def test_impossible_sizes_are_refused(arguments, message):

@@ -230,6 +230,7 @@ def test_results_are_float32_and_have_no_gradient():
 
 
 def test_next_values_shift_and_bootstrap_from_the_final_observation():
+    np.testing.assert_array_equal(next_values(jnp.array([1.0, 2.0]), 0.0), [2.0, 0.0])
     x = Rollout(0)
     assert_close(next_values(x.values, x.last_value, x.truncated, x.final_values), x.next_values)
     assert_close(next_values(x.values, x.last_value)[:-1], x.values[1:])
@@ -324,3 +325,5 @@ def test_mismatches_are_errors():
         pixel_control_targets(np.ones((T, B, 3, 2)), np.ones((2, 3)), x.terminated, x.truncated)
     with pytest.raises(ValueError, match="last_value"):
         targets.next_values(x.values, x.last_value[1:])
+    with pytest.raises(ValueError, match=r"next_values .* at least one step, got \(0, 5\)"):
+        lambda_returns(*(x[:0] for x in x.steps), discount=DISCOUNT, lambda_=0.5)

@@ -84,10 +84,11 @@ def make_unreal(
       policy: the agent's network; None takes `make_unreal_policy(config, env)`.
       pretrained: parameters to start from in place of random ones, a part of the policy's, see
         `btnn_jax.policies.with_pretrained`; those that `config.frozen` names stay as they are.
-      axis_name: axis, or axes, of the mapping around both functions (`vmap`, `pmap`, `shard_map`), of `config.shards`
-        places: one learner with `num_envs` environments in each. Give `init` the same key everywhere, as
-        `jax.pmap(init, axis_name)(jnp.broadcast_to(key, n))` does; then parameters start equal, environments do
-        not, and gradients and metrics are averaged. `btnn_jax.training.mapping` does all of it.
+      axis_name: axis, or axes, of the mapping around both functions (`vmap`, `pmap`, or `shard_map` with
+        `check_vma=False`, see `btnn_jax.losses`), of `config.shards` places: one learner with `num_envs` environments
+        in each. Give `init` the same key everywhere, as `jax.pmap(init, axis_name)(jnp.broadcast_to(key, n))` does;
+        then parameters start equal, environments do not, and gradients and metrics are averaged.
+        `btnn_jax.training.mapping` does all of it.
 
     Returns:
       `init(key, hyper=hyperparameters(config)) -> TrainState` and `step(state) -> (state, metrics)`, where metrics are

@@ -61,6 +61,16 @@ def test_every_algorithm_runs_with_every_task(algorithm, tasks):
     assert ("rp_head" in state.params) == ("rp" in tasks)
 
 
+@pytest.mark.parametrize("name", ["probe-memory", "trading"])
+def test_sixty_four_bits_change_no_type_in_the_train_step(name):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        init, step = make_unreal(dataclasses.replace(TINY, pc_weight=0), envs.make(name))
+        state = jax.eval_shape(init, jax.random.key(0))
+        after, metrics = jax.eval_shape(step, state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    assert {x.dtype for x in jax.tree.leaves((state.params, metrics))} == {jnp.dtype(jnp.float32)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["a2c", "ppo"])
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ class TradingEnvironment:
         equities = state.equity + changes
         peaks = jnp.maximum(state.peak, jax.lax.cummax(equities))
         terminated = (equities <= (1 - self.drawdown) * peaks) | (equities >= (1 + self.target) * self.cash)
-        bar = state.index + 1 + jnp.arange(self.skip_frame)
+        bar = state.index + 1 + jnp.arange(self.skip_frame, dtype=jnp.int32)
         ended = terminated | (bar == state.first + self.length)
         last: Array | int = 0 if self.skip_frame == 1 else jnp.argmax(ended.at[-1].set(True))
 
@@ -215,7 +215,9 @@ class TradingEnvironment:
         low, high = self.starts
         count = (high - low) // self.stride + 1
         # The remainder favours some starts by less than count / 2^32.
-        return low + self.stride * (jax.random.bits(key) % jnp.uint32(count)).astype(jnp.int32)
+        return low + self.stride * (jax.random.bits(key, dtype=jnp.uint32) % jnp.uint32(count)).astype(
+            jnp.int32
+        )
 
     def _begin(self, first: Array) -> TradingState:
         assets = len(self.assets)
