@@ -75,6 +75,7 @@ def test_what_comes_later_changes_nothing_before(row, factor, seed):
 def test_a_price_that_stands_has_no_features():
     prices = np.concatenate([walk(200, 1), np.full((200, 1), 1.2345)])
     np.testing.assert_array_equal(features(np.full((50, 1), 7.7)), 0)
+    np.testing.assert_array_equal(moving_average(np.full((50, 1), 7.7), 7), 7.7)
     np.testing.assert_allclose(features(prices, (1, 4, 16))[220:], 0, atol=1e-3)
 
 
