@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from btnn_jax import envs
+from btnn_jax.envs.base import check_known
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.unreal import make_unreal
 
@@ -62,6 +63,7 @@ def test_what_keeps_the_protocol_is_accepted():
         (lambda env: env.stepping(reward=INT), r"reward .* must be float32\[\], got int32\[\]"),
         (lambda env: env.stepping(reward=FLOAT[None]), r"reward .* must be float32\[\], got float32\[1\]"),
         (lambda env: env.stepping(terminated=FLOAT), r"terminated .* must be bool\[\], got float32\[\]"),
+        (lambda env: env.stepping(truncated=FLOAT), r"truncated .* must be bool\[\], got float32\[\]"),
         (
             lambda env: env.stepping(observation={**SEEN, "b": FLOAT}),
             r"observation .*uint8\[\].*got .*float32\[\]",
@@ -76,3 +78,8 @@ def test_what_breaks_the_protocol_is_said(change, message):
         make_unreal(UnrealConfig(pc_weight=0), env)
     assert "'fake'" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_is_guessed_whatever_its_case():
+    with pytest.raises(ValueError, match="did you mean 'gravity'"):
+        check_known("parameter", ["GRVITY"], ["gravity", "mass"])
