@@ -389,6 +389,7 @@ def test_an_episode_that_ends_is_followed_by_the_next():
         ({"sampling": "random"}, range(3, 110)),
         ({"sampling": "sequential"}, range(3, 110, 10)),
         ({"sampling": "sliding", "stride": 4}, range(3, 110, 4)),
+        ({"sampling": "sliding", "stride": 53}, range(3, 110, 53)),  # the last of which is the end
     ],
 )
 def test_where_episodes_begin(params, starts):
@@ -420,6 +421,11 @@ def test_parts_share_no_bar():
     assert seen[-1][1] == length - 1
     for before, after in itertools.pairwise(seen):
         assert after[0] - before[1] == 1 + 8
+    # Prices look back at nothing.
+    train, validation = (
+        make(data, part=part, window=16, signal="prices") for part in ("train", "validation")
+    )
+    assert validation.starts[0] - 15 == train.starts[0] + train.length + 1
 
 
 def test_one_at_a_time_or_many_at_once_is_the_same():
