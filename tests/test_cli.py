@@ -12,6 +12,7 @@ import pytest
 
 from btnn_jax import cli
 from btnn_jax.parser import make_parser
+from btnn_jax.training import processes, scores
 from btnn_jax.training import run as runs
 from btnn_jax.training.autoencode_run import load_autoencoder
 from btnn_jax.training.checkpoint import Checkpoints
@@ -77,6 +78,20 @@ def test_python_m_is_the_same_program():
         ("train --resume missing", "no run folder missing"),
         ("train probe-memory --resume missing --steps 5", "leave out --steps, ENV"),
         ("train --run a --resume b", "not allowed with argument"),
+        ("train --resume missing --seeds 2", "leave out --seeds"),
+        ("train probe-memory --checkpoint 3", "--checkpoint goes with --resume"),
+        (
+            "train probe-memory --coordinator a:1 --num-processes 2",
+            "several processes needs --process-id too",
+        ),
+        (
+            "train probe-memory --coordinator a:1 --num-processes 2 --process-id 2",
+            "--process-id must be below 2, got 2",
+        ),
+        (
+            "train probe-memory --coordinator a:1 --num-processes 2 --process-id 1",
+            "several processes needs --run: the same folder for all",
+        ),
         ("train-ae", "arguments are required: --data"),
         ("train-ae --data eurosd", "did you mean 'eurusd'"),
         ("train-ae --data missing.csv", "cannot read missing.csv: No such file or directory"),
@@ -98,6 +113,7 @@ def test_python_m_is_the_same_program():
         ("train-ae --resume missing", "no run folder missing"),
         ("evaluate missing", "no run folder missing"),
         ("evaluate . --episodes 0", "must be at least 1, got 0"),
+        ("evaluate . --commission 1e-4,-1", "argument --commission: must be at least 0, got 1e-4,-1"),
         ("evaluate .", "has no config.json"),
         ("plot missing", "no run folder missing"),
         ("plot .", "has no config.json"),
@@ -179,6 +195,26 @@ def test_a_trading_run_says_what_it_trades(capsys, monkeypatch):
         out, err = capsys.readouterr()
         assert f"trading {kept}" in err
         assert out.count("\n") == ("data=sine (the default)" in out) + ("part=train" in out) == told
+
+
+def test_every_device_of_every_process_has_a_shard(capsys, tmp_path, monkeypatch):
+    def stop(env, config, *, devices, max_skipped, keep, **_):
+        raise RunError(f"{config.shards} {devices} {max_skipped} {keep}")
+
+    monkeypatch.setattr(runs, "train", stop)
+    monkeypatch.setattr(processes, "connect", lambda *_: None)
+    words = "--devices 2 --coordinator a:1 --num-processes 3 --process-id 0 --max-skipped 7 --keep 5"
+    assert "6 2 7 5\n" in fails(capsys, "train", "probe-memory", *words.split(), "--run", tmp_path / "run")
+
+
+def test_the_best_checkpoint_is_evaluated_where_asked(capsys, tmp_path, monkeypatch):
+    def stop(folder, *, best, **_):
+        raise RunError(f"best={best}")
+
+    monkeypatch.setattr(scores, "score_run", stop)
+    folder = create_run(tmp_path / "run", Run("probe-memory", UnrealConfig()))
+    assert "best=True" in fails(capsys, "evaluate", folder, "--best")
+    assert "best=False" in fails(capsys, "evaluate", folder)
 
 
 def test_an_interrupted_run_tells_the_options_to_go_on_with(capsys):
