@@ -1,6 +1,7 @@
 """The command line's options: every field of a configuration has one, with its type, its default and help."""
 
 import dataclasses
+import inspect
 import re
 import subprocess
 import sys
@@ -8,8 +9,10 @@ import sys
 import pytest
 
 from btnn_jax import options
-from btnn_jax.parser import AUTOENCODER_HELP, HELP, make_parser
+from btnn_jax.parser import AUTOENCODER_HELP, EVALUATION, HELP, make_parser
 from btnn_jax.training.config import AutoencoderConfig, UnrealConfig
+from btnn_jax.training.loop import LoopOptions, run_loop
+from btnn_jax.training.scores import score_run
 
 COMMANDS = {"train": (UnrealConfig, HELP), "train-ae": (AutoencoderConfig, AUTOENCODER_HELP)}
 
@@ -49,6 +52,7 @@ def test_an_option_takes_its_own_default(command, field):
     [
         ("--lstm 128,64", "lstm", (128, 64)),
         ("--lstm none", "lstm", ()),
+        ("--lstm None", "lstm", ()),
         ("--num-filters 8,16", "num_filters", (8, 16)),
         ("--num-filters none", "num_filters", None),
         ("--pc-cell 4,2", "pc_cell", (4, 2)),
@@ -84,6 +88,20 @@ def test_values_of_an_autoencoder(words, name, value):
 def test_what_is_not_given_is_not_there(command):
     config, _ = COMMANDS[command]
     assert not vars(parse(command=command)).keys() & {field.name for field in dataclasses.fields(config)}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_run_goes_as_it_does_from_python(command):
+    defaults = {name: x.default for name, x in inspect.signature(run_loop).parameters.items()}
+    given = vars(parse(command=command))
+    names = LoopOptions.__annotations__.keys() & given
+    assert {name: given[name] for name in names} == {name: defaults[name] for name in names}
+    assert names >= {"checkpoint_minutes", "keep", "max_skipped"}
+
+
+def test_an_agent_is_evaluated_as_it_is_from_python():
+    defaults = {name: x.default for name, x in inspect.signature(score_run).parameters.items()}
+    assert {name: defaults[name] for name in EVALUATION} == EVALUATION
 
 
 def test_help_shows_every_default(capsys):
