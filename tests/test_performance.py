@@ -113,6 +113,15 @@ def test_a_row_left_out_is_one_in_which_nothing_happens():
     assert_same(of_account(*account, where=where), of_account(*account[:, where]))
 
 
+def test_a_row_left_out_has_no_drawdown():
+    lost = performance.drawdown(jnp.array([4.0, 3.0, 3.0]), where=jnp.array([True, True, False]))
+    np.testing.assert_array_equal(lost, [0, 0.25, 0])
+
+
+def test_a_trade_that_earns_nothing_is_not_won():
+    assert performance.hit_rate(jnp.full(4, 100.0), jnp.array([0, 1, 1, 0])) == 0
+
+
 def test_leading_axes_are_each_on_their_own():
     account = draw(1, (2, 3))
     whole = of_account(*account)
