@@ -49,6 +49,12 @@ def test_the_held_out_part_is_traded_once_from_end_to_end():
     assert np.asarray(account.bar).tolist() == list(range(env.starts[0], 400))
     assert account.where.all()  # a drawdown of 2 % ends an episode of training, and not this one
     assert (env.profit_unit, env.time_unit) == (0.02, 32)
+    assert make_held_out({**LEARNED, "target": 0.01}).target == np.inf
+    env = make_held_out({**LEARNED, "skip_frame": 7})
+    assert env.length % 7
+    account = account_of(env, "buy and hold")
+    assert account.bar[-1] == 399
+    assert account.where.all()
 
 
 def assert_apart(before, after):
@@ -136,6 +142,17 @@ def test_a_short_is_sold_once_and_a_ruin_ends_it():
     assert all(np.isfinite(x) for x in measured)
 
 
+def test_an_agent_is_told_of_its_last_step():
+    env = make_held_out(LEARNED)
+
+    def act(key, inputs, carry):
+        told = (inputs.last_reward != 0) & (inputs.last_action == 1)
+        return jnp.where(inputs.reset, 1, jnp.where(told, 3, 0)), carry
+
+    account = jax.jit(lambda key: trade(env, act, (), key))(jax.random.key(0))
+    np.testing.assert_array_equal(account.traded != 0, np.isin(np.arange(env.length + 1), (1, 2)))
+
+
 def test_costs_are_swept_in_one_program():
     env = make_held_out(LEARNED)
 
@@ -170,7 +187,11 @@ def test_a_year_is_counted_by_the_clock():
     assert env.times is None
     assert periods_per_year(env) == 252
     hourly = np.datetime64("2020-01-01") + np.arange(400) * np.timedelta64(1, "h")
-    assert periods_per_year(dataclasses.replace(env, times=hourly)) == pytest.approx(24 * 365.2425, rel=1e-4)
+    timed = dataclasses.replace(env, times=hourly)
+    assert periods_per_year(timed) == pytest.approx(24 * 365.2425, rel=1e-4)
+    for one in (env, timed):
+        longer = dataclasses.replace(one, skip_frame=4)
+        assert periods_per_year(longer) == pytest.approx(periods_per_year(one) / 4)
 
 
 CONFIG = UnrealConfig(
@@ -332,6 +353,16 @@ def test_an_agent_is_not_judged_on_time_that_it_has_learned_on(tmp_path, learned
     folder = create_run(tmp_path / "run", Run("trading", CONFIG, env_params=learned))
     with pytest.raises(RunError, match=f"has learned on part=.*: part={part} tests nothing"):
         backtest_run(folder, part=part)
+
+
+def test_the_best_checkpoint_is_traded_where_asked(tmp_path):
+    folder = create_run(tmp_path / "run", Run("trading", CONFIG, env_params=LEARNED))
+    with Checkpoints(folder / CHECKPOINTS) as checkpoints:
+        for update, score in ((1, 2.0), (2, 1.0)):
+            checkpoints.save(update, {"x": jnp.zeros(1)}, score=score)
+    for best, number in ((True, 1), (False, 2)):
+        with pytest.raises(RunError, match=rf"checkpoints/{number}, .* is not of this run"):
+            backtest_run(folder, best=best)
 
 
 def test_options_of_another_kind_of_run_are_refused(run, tmp_path, capsys):
