@@ -119,6 +119,14 @@ def test_a_checkpoint_that_was_being_written_does_not_count(tmp_path, raw):
         assert raw(checkpoints.restore(make_state(0))) == raw(make_state(1))
 
 
+def test_a_score_that_is_not_finite_is_none(tmp_path):
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        for update, score in [(1, np.nan), (2, 5.0), (3, np.inf)]:
+            checkpoints.save(update, make_state(update), score=score)
+        checkpoints.wait()
+        assert checkpoints.best() == 2
+
+
 def test_a_write_that_fails_in_the_background_is_one_line_and_leaves_nothing(tmp_path, files_below, capfd):
     state = {"x": jnp.asarray(np.random.default_rng(0).normal(size=100_000), jnp.float32)}
     with Checkpoints(tmp_path) as checkpoints:
