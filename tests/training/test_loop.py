@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import json
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from btnn_jax.training import loop
 from btnn_jax.training.checkpoint import CheckpointError, Checkpoints
 from btnn_jax.training.folder import RunError, create_folder, locked
 from btnn_jax.training.loop import Program, run_loop
@@ -79,6 +81,47 @@ def test_a_score_that_is_not_known_is_not_the_best(folder):
     go(folder, make_program(score=lambda metrics: None if metrics["count"] > 3 else metrics["count"]))
     with Checkpoints(folder / "checkpoints", create=False) as checkpoints:
         assert checkpoints.best() == 4
+
+
+def test_the_last_checkpoint_has_its_score(folder):
+    program = make_program(score=lambda metrics: -metrics["count"])
+    for end in (UPDATES // 2, UPDATES):
+        go(folder, program._replace(num_updates=end), checkpoint_minutes=1e9)
+    with Checkpoints(folder / "checkpoints", create=False) as checkpoints:
+        assert (checkpoints.best(), checkpoints.latest()) == (UPDATES // 2, UPDATES)
+
+
+@pytest.fixture
+def ten_seconds(monkeypatch):
+    """What every update takes."""
+    most, now = loop.most, [0.0]
+
+    def later(*values):
+        now[0] += 10
+        return most(*values)
+
+    monkeypatch.setattr(loop, "most", later)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+
+def test_checkpoints_are_minutes_apart(folder, ten_seconds):
+    go(folder, checkpoint_minutes=0.5, keep=UPDATES)
+    assert kept(folder) == [0, 4, 8, UPDATES]
+
+
+def test_a_resumed_run_counts_the_time_on_and_the_rate_anew(folder, ten_seconds):
+    told = []
+
+    class Told(Silent):
+        def update(self, progress):
+            told.append(progress)
+
+    for end in (UPDATES // 2, UPDATES):
+        outcome = go(folder, make_program()._replace(num_updates=end), reporter=Told())
+    assert outcome.seconds == 10 * UPDATES
+    assert [progress.seconds for progress in told] == [10 * progress.steps for progress in told]
+    assert [progress.left for progress in told] == pytest.approx([10 * (p.total - p.steps) for p in told])
+    assert len(told) == UPDATES
 
 
 def test_too_many_steps_that_are_not_finite_end_the_run(folder):
