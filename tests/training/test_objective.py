@@ -73,6 +73,47 @@ def test_no_gradient_flows_into_the_burn_in(played, burn_in):
     assert (reaches == 0) == (burn_in > 0)
 
 
+def test_a_window_that_starts_its_episode_learns_from_all_of_it(played):
+    policy, params, batch, stored, noise_key = played
+    stored = stored._replace(head=jnp.int32(8), size=jnp.int32(8))  # of which every window does
+
+    def gradient(burn_in):
+        config = dataclasses.replace(CONFIG, replay_burn_in=burn_in)
+        objective = make_objective(config, policy, make_replay(32, 8, burn_in=burn_in))
+        loss = jax.grad(objective, has_aux=True)
+        return loss(params, batch, stored, noise_key, jax.random.key(4), HYPER)[0]
+
+    chex.assert_trees_all_close(gradient(4), gradient(0), rtol=1e-4, atol=1e-6)
+
+
+def test_an_action_that_would_not_be_taken_any_more_teaches_no_value(played):
+    policy, params, batch, stored, noise_key = played
+    objective = make_objective(CONFIG, policy, make_replay(32, 8))
+
+    def loss(surer):
+        steps = stored.steps._replace(log_prob=stored.steps.log_prob + surer)
+        arguments = batch, stored._replace(steps=steps), noise_key, jax.random.key(4), HYPER
+        return objective(params, *arguments)[1]["value_replay_loss"]
+
+    assert loss(50.0) < 1e-9 < 1e-5 < loss(0.0)
+
+
+def test_a_reward_within_the_threshold_is_none(played):
+    _, _, batch, stored, noise_key = played
+    env = envs.make("probe-discount", length=30)
+    small = jax.random.bernoulli(jax.random.key(5), shape=stored.rewards.shape).astype(jnp.float32) / 2
+
+    def loss(rewards, threshold):
+        config = dataclasses.replace(CONFIG, vr_weight=0, rp_weight=1.0, rp_threshold=threshold)
+        policy = make_unreal_policy(config, env)
+        params = init_params(policy, jax.random.key(0), env.observation)
+        objective = make_objective(config, policy, make_replay(32, 8))
+        arguments = batch, stored._replace(rewards=rewards), noise_key, jax.random.key(4), HYPER
+        return objective(params, *arguments)[1]["reward_prediction_loss"]
+
+    assert loss(small, 0.5) == loss(jnp.zeros_like(small), 0.0) != loss(small, 0.0)
+
+
 def test_every_epoch_takes_every_environment_once_and_whole(played):
     _, _, batch, _, _ = played
     rows = minibatch_rows(jax.random.key(0), CONFIG)
