@@ -235,6 +235,78 @@ def test_the_learning_rate_follows_its_schedule(schedule, middle, end):
     np.testing.assert_allclose(left, [1, middle, end], atol=1e-6)
 
 
+def test_the_first_update_has_the_whole_learning_rate_and_the_last_a_part():
+    config = dataclasses.replace(BARE, lstm=(), total_steps=32 * 4)
+    init, step = make_unreal(config, envs.make("probe-constant"))
+    state, step, rates = jax.jit(init)(jax.random.key(0)), jax.jit(step), []
+    for _ in range(4):
+        state, metrics = step(state)
+        rates.append(metrics["learning_rate"])
+    np.testing.assert_allclose(rates, config.learning_rate * np.array([1, 0.75, 0.5, 0.25]), rtol=1e-6)
+
+
+def test_the_weight_of_the_entropy_goes_to_its_end():
+    config = dataclasses.replace(
+        BARE, algorithm="a2c", lstm=(), entropy_beta=0.5, learning_rate_schedule="constant"
+    )
+    env = envs.make("probe-choice")
+    init, constant = make_unreal(config, env)
+    changing = make_unreal(dataclasses.replace(config, entropy_beta_final=0.1), env)[1]
+    init, constant, changing = map(jax.jit, (init, constant, changing))
+    for part, beta in ((0, 0.5), (0.5, 0.3), (1, 0.1)):
+        late, early = init(jax.random.key(0)), init(jax.random.key(0))
+        ours = changing(late.replace(update=jnp.int32(part * config.num_updates)))[0]
+        same = constant(early.replace(hyper=early.hyper._replace(entropy_beta=jnp.float32(beta))))[0]
+        # The first moment is the gradient's; Adam's first step hides its size.
+        ours, same = (optax.tree.get(s.opt_state, "mu") for s in (ours, same))
+        chex.assert_trees_all_close(ours, same, rtol=1e-4, atol=1e-8)
+
+
+def test_the_replay_keeps_the_memory_before_each_rollout():
+    config = dataclasses.replace(BARE, vr_weight=1.0)
+    init, step = make_unreal(config, envs.make("probe-memory"))
+    state, step = jax.jit(init)(jax.random.key(0)), jax.jit(step)
+    for index in range(3):
+        after, _ = step(state)
+        chex.assert_trees_all_equal(
+            jax.tree.map(lambda x, i=index: x[i], after.replay.cores), state.actors.core
+        )
+        state = after
+
+
+def test_only_finished_episodes_are_averaged():
+    init, step = make_unreal(dataclasses.replace(BARE, lstm=()), envs.make("probe-discount", length=30))
+    state = jax.jit(init)(jax.random.key(0))
+    actors = state.actors._replace(
+        last_return=jnp.array([3.0, 0, 1, 0]), last_length=jnp.array([5, 0, 7, 0], jnp.int32)
+    )
+    _, metrics = jax.jit(step)(state.replace(actors=actors))  # none ends within it
+    assert (metrics["episode_return"], metrics["episode_length"]) == (2, 6)
+
+
+def test_losses_are_means_of_the_gradient_steps_that_were_made():
+    config = dataclasses.replace(
+        BARE, lstm=(), minibatches=4, noisy=False, learning_rate=1e-30, learning_rate_schedule="constant"
+    )
+    init, step = make_unreal(config, Poisoned((8, 16)))
+    init, step = jax.jit(init), jax.jit(step)
+    _, all_made = step(init(jax.random.key(0)))
+    state = init(jax.random.key(0))
+    inner, time = state.actors.env_state
+    poisoned = state.actors._replace(env_state=(inner, time.at[0].set(8)))  # one of four minibatches
+    _, metrics = step(state.replace(actors=poisoned))
+    assert metrics["skipped"] == 1
+    np.testing.assert_allclose(metrics["entropy"], all_made["entropy"], rtol=1e-6)
+
+
+def test_the_epsilon_of_adam_is_that_of_the_configuration():
+    optimizer = make_optimizer(dataclasses.replace(TINY, adam_epsilon=1e-3))
+    gradients = {"a": jnp.full(3, 1e-3)}
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = optimizer.update(gradients, optimizer.init(gradients))
+    np.testing.assert_allclose(updates["a"], 0.5, rtol=1e-5)  # g / (|g| + epsilon), at first
+
+
 def test_the_global_norm_is_bounded():
     config = dataclasses.replace(TINY, max_grad_norm=0.5)
     optimizer = make_optimizer(config)
