@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from btnn_jax.ae import BetaVAEConv2D, ChannelWiseConv2DAutoencoder, Conv2DAutoencoder
-from btnn_jax.encoders import ObservationEncoder, as_image, image_stream, one_stream
+from btnn_jax.encoders import ObservationEncoder, as_image, check_shared, image_stream, one_stream
 
 SHAPES = {"image": (10, 10, 4), "signal": (30, 5), "scalar": (), "vector": (7,)}
 RANKS = {name: len(shape) for name, shape in SHAPES.items()}
@@ -188,6 +188,8 @@ def test_clear_errors():
         ValueError, match=r"one shape and type, got a float32 \(3, 30, 5\), b float32 \(3, 30, 4\)"
     ):
         encoder.init(jax.random.key(0), {"a": draw((30, 5)), "b": draw((30, 4))})
+    with pytest.raises(ValueError, match=r"one shape and type, got a float32 \(7,\), b uint8 \(7,\)"):
+        check_shared({"a": jnp.zeros(7), "b": jnp.zeros(7, jnp.uint8)}, ("a", "b"))
     images = {"a": draw((30, 5)), "b": draw((30, 5)), "vector": draw((7,))}
     encoder = ObservationEncoder({"a": 2, "b": 2, "vector": 1}, autoencoder=Conv2DAutoencoder())
     for name in (None, "vector"):
