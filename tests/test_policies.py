@@ -245,6 +245,13 @@ def test_pretrained_parameters_must_fit():
         frozen_mask(params, ("encode", "core"))
 
 
+def test_reward_prediction_sees_as_many_frames_as_it_is_made_for():
+    policy = make_policy(3, VECTOR, hidden=(4,), lstm=(), pixel_control=False)
+    params = init_params(policy, jax.random.key(0), VECTOR, rp_frames=5)
+    see = functools.partial(policy.apply, method=UnrealPolicy.reward_prediction, deterministic=True)
+    assert see({"params": params}, jnp.zeros((2, 5, *VECTOR.shape))).shape == (2, 3)
+
+
 def test_the_first_lstm_follows_the_world_and_the_second_the_agent_in_it():
     policy, params = small(STREAMS, kind="stacked_lstm", pixel_control=False, reward_prediction=False)
     inputs, apply = make_inputs(STREAMS, 4), means(policy)
