@@ -299,6 +299,12 @@ def test_losses_are_means_of_the_gradient_steps_that_were_made():
     np.testing.assert_allclose(metrics["entropy"], all_made["entropy"], rtol=1e-6)
 
 
+def test_lambda_decides_what_the_values_learn():
+    configs = [dataclasses.replace(BARE, algorithm="a2c", lstm=(), gae_lambda=x) for x in (0.0, 1.0)]
+    short, whole = (run(config, envs.make("probe-discount"), 1)[1]["value_loss"] for config in configs)
+    assert abs(short - whole) > 1e-3
+
+
 def test_the_epsilon_of_adam_is_that_of_the_configuration():
     optimizer = make_optimizer(dataclasses.replace(TINY, adam_epsilon=1e-3))
     gradients = {"a": jnp.full(3, 1e-3)}
