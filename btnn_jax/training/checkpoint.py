@@ -9,7 +9,7 @@ import logging
 import math
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -55,14 +55,11 @@ class Checkpoints:
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self._ocp = import_extra("orbax.checkpoint", "writing and reading checkpoints")
-        policies = import_extra("orbax.checkpoint.checkpoint_managers", "writing and reading checkpoints")
         self._folder = pathlib.Path(folder).absolute()
         self._settings = settings
         if not create and not self._folder.is_dir():
             raise CheckpointError(f"no checkpoint in {folder}")
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False
-        )
+        self._scores: dict[int, float] = {}
         try:
             self._manager = self._ocp.CheckpointManager(
                 self._folder,
@@ -73,7 +70,7 @@ class Checkpoints:
                 options=self._ocp.CheckpointManagerOptions(
                     create=create,
                     cleanup_tmp_directories=create,
-                    preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+                    preservation_policy=_NewestAndBest(keep, self._scores),
                 ),
             )
         except Exception as error:  # as in restore
@@ -81,6 +78,9 @@ class Checkpoints:
                 f"cannot read the checkpoints in {self._folder}: {first_line(error)}"
             ) from error
         logging.getLogger("absl").addFilter(_without_traceback)
+        for update in self._manager.all_steps():
+            with contextlib.suppress(Exception):  # a damaged one has no score; `restore` says what it is
+                self._set_score(update, self._about(update)["score"])
 
     def save(self, update: int, state: PyTree, *, score: float | None = None) -> None:
         """Copies `state` and begins to write it as checkpoint `update`.
@@ -107,8 +107,8 @@ class Checkpoints:
                 args=self._ocp.args.Composite(
                     state=self._ocp.args.StandardSave(arrays), about=self._ocp.args.JsonSave(about)
                 ),
-                metrics=None if score is None else {"score": score},
             )
+        self._set_score(update, score)
         if before is not None:
             raise before
 
@@ -133,12 +133,11 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The number of the kept checkpoint with the highest score; the newest where none has a score."""
-        scores: dict[int, float] = {}
-        for update in self._manager.all_steps():
-            with contextlib.suppress(Exception):  # a damaged one has no score; `restore` says what it is
-                score = self._about(update)["score"]
-                scores |= {} if score is None else {update: score}
-        return max(scores, key=lambda update: scores[update]) if scores else self.latest()
+        return _best(self._manager.all_steps(), self._scores, default=self.latest())
+
+    def _set_score(self, update: int, score: float | None) -> None:
+        if score is not None:
+            self._scores[update] = score
 
     def restore(self, like: PyTree, update: int | None = None) -> PyTree:
         """Reads a checkpoint.
@@ -229,6 +228,24 @@ class Checkpoints:
             return  # it would wait for that process
         with self._writing(self.latest()):
             self._manager.close()
+
+
+class _NewestAndBest:
+    """Orbax's rule of what to keep. Orbax's own rule for the best knows no scores of earlier sessions."""
+
+    def __init__(self, keep: int, scores: Mapping[int, float]) -> None:
+        self._keep, self._scores = keep, scores
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """For each of `checkpoints`, oldest first, whether it stays."""
+        del context
+        updates = [checkpoint.step for checkpoint in checkpoints]
+        best = _best(updates, self._scores, default=None)
+        return [update in updates[-self._keep :] or update == best for update in updates]
+
+
+def _best(updates: Iterable[int], scores: Mapping[int, float], *, default: int | None) -> int | None:
+    return max((update for update in updates if update in scores), key=scores.__getitem__, default=default)
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

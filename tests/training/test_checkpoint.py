@@ -119,6 +119,21 @@ def test_a_checkpoint_that_was_being_written_does_not_count(tmp_path, raw):
         assert raw(checkpoints.restore(make_state(0))) == raw(make_state(1))
 
 
+def test_the_best_outlives_the_sessions_of_its_run(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state(1), score=9.0)
+    with Checkpoints(tmp_path) as checkpoints:
+        for update in (2, 3, 4):
+            checkpoints.save(update, make_state(update), score=1.0)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert (checkpoints.best(), checkpoints.latest()) == (1, 4)
+        checkpoints.save(5, make_state(5), score=10.0)
+        checkpoints.save(6, make_state(6))
+        checkpoints.wait()
+        assert checkpoints.best() == 5
+    assert {path.name for path in tmp_path.iterdir()} == {"5", "6"}
+
+
 def test_a_score_that_is_not_finite_is_none(tmp_path):
     with Checkpoints(tmp_path, keep=3) as checkpoints:
         for update, score in [(1, np.nan), (2, 5.0), (3, np.inf)]:
