@@ -132,3 +132,29 @@ def test_every_epoch_takes_every_environment_once_and_whole(played):
                 jax.tree.map(lambda x, c=column: x[c], part.core),
                 jax.tree.map(lambda x, e=env: x[e], batch.core),
             )
+
+
+def test_the_loss_of_the_autoencoder_is_in_nats_and_beta_weighs_the_divergence():
+    env = envs.make("probe-pixels")
+    config = dataclasses.replace(CONFIG, algorithm="a2c", vr_weight=0, lstm=(), noisy=False)
+    policy, noise_key = make_unreal_policy(config, env), jax.random.key(2)
+    reset, rollout = make_rollout(env, policy, CONFIG.num_envs, CONFIG.rollout_length)
+    params = init_params(policy, jax.random.key(0), env.observation)
+    _, record, _ = jax.jit(rollout)(params, reset(jax.random.key(1)), noise_key)
+    batch, seen = OnPolicy(record, record.value, record.value, ()), record.inputs.observation
+
+    def found(kind, beta):
+        changed = dataclasses.replace(config, autoencoder=kind, ae_weight=1.0, ae_beta=beta)
+        policy = make_unreal_policy(changed, env)
+        params = init_params(policy, jax.random.key(0), env.observation)
+        arguments = params, batch, None, jax.random.clone(noise_key), jax.random.key(4), HYPER
+        loss = jax.jit(make_objective(changed, policy, None))(*arguments)[1]["autoencoder_loss"]
+        return loss, lambda: policy.apply({"params": params}, seen, method=type(policy).reconstruct)
+
+    loss, reconstruct = found("conv2d", 1.0)
+    images, output = reconstruct()
+    squares = np.square(np.asarray(images, np.float32) / 255 - output.y_hat)
+    np.testing.assert_allclose(loss, squares.sum((2, 3, 4)).mean() / 2, rtol=1e-5)
+    none, once, thrice = (found("beta_vae", beta)[0] for beta in (0.0, 1.0, 3.0))
+    assert once > none
+    np.testing.assert_allclose(thrice - none, 3 * (once - none), rtol=1e-3)
