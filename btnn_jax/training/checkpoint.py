@@ -136,6 +136,7 @@ class Checkpoints:
         return _best(self._manager.all_steps(), self._scores, default=self.latest())
 
     def _set_score(self, update: int, score: float | None) -> None:
+        self._scores.pop(update, None)  # that of a checkpoint which was moved aside
         if score is not None:
             self._scores[update] = score
 

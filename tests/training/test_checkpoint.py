@@ -134,6 +134,17 @@ def test_the_best_outlives_the_sessions_of_its_run(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"5", "6"}
 
 
+def test_a_checkpoint_in_anothers_place_does_not_have_its_score(tmp_path):
+    with Checkpoints(tmp_path / "checkpoints", keep=3) as checkpoints:
+        checkpoints.save(1, make_state(1), score=1.0)
+        checkpoints.save(2, make_state(2), score=9.0)
+        checkpoints.wait()
+        checkpoints.drop_after(1)
+        checkpoints.save(2, make_state(3))
+        checkpoints.wait()
+        assert (checkpoints.best(), checkpoints.latest()) == (1, 2)
+
+
 def test_a_score_that_is_not_finite_is_none(tmp_path):
     with Checkpoints(tmp_path, keep=3) as checkpoints:
         for update, score in [(1, np.nan), (2, 5.0), (3, np.inf)]:

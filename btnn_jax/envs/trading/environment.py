@@ -215,9 +215,8 @@ class TradingEnvironment:
         low, high = self.starts
         count = (high - low) // self.stride + 1
         # The remainder favours some starts by less than count / 2^32.
-        return low + self.stride * (jax.random.bits(key, dtype=jnp.uint32) % jnp.uint32(count)).astype(
-            jnp.int32
-        )
+        drawn = jax.random.bits(key, dtype=jnp.uint32) % jnp.uint32(count)
+        return low + self.stride * drawn.astype(jnp.int32)
 
     def _begin(self, first: Array) -> TradingState:
         assets = len(self.assets)
