@@ -101,6 +101,7 @@ class Checkpoints:
         arrays, keys = to_arrays(state)
         score = None if score is None or not math.isfinite(score) else score
         about = {"keys": keys, "settings": self._settings, "version": version("btnn-jax"), "score": score}
+        self._set_score(update, score)  # what it outlives is deleted once it is whole
         with self._writing(update):
             self._manager.save(
                 update,
@@ -108,7 +109,6 @@ class Checkpoints:
                     state=self._ocp.args.StandardSave(arrays), about=self._ocp.args.JsonSave(about)
                 ),
             )
-        self._set_score(update, score)
         if before is not None:
             raise before
 
@@ -132,7 +132,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def best(self) -> int | None:
-        """The number of the kept checkpoint with the highest score; the newest where none has a score."""
+        """The number of the kept checkpoint with the highest score, or the newest where none has a score."""
         return _best(self._manager.all_steps(), self._scores, default=self.latest())
 
     def _set_score(self, update: int, score: float | None) -> None:
@@ -246,7 +246,8 @@ class _NewestAndBest:
 
 
 def _best(updates: Iterable[int], scores: Mapping[int, float], *, default: int | None) -> int | None:
-    return max((update for update in updates if update in scores), key=scores.__getitem__, default=default)
+    scored = ((scores[update], update) for update in updates if update in scores)
+    return max(scored, default=(None, default))[1]
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

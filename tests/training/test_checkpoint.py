@@ -131,7 +131,10 @@ def test_the_best_outlives_the_sessions_of_its_run(tmp_path):
         checkpoints.save(6, make_state(6))
         checkpoints.wait()
         assert checkpoints.best() == 5
-    assert {path.name for path in tmp_path.iterdir()} == {"5", "6"}
+        checkpoints.save(7, make_state(7), score=10.0)
+        checkpoints.wait()
+        assert checkpoints.best() == 7  # the newest of several
+    assert {path.name for path in tmp_path.iterdir()} == {"6", "7"}
 
 
 def test_a_checkpoint_in_anothers_place_does_not_have_its_score(tmp_path):
