@@ -279,9 +279,11 @@ def vtrace(
     discounts = _discounts(discount, terminated)
     errors = rhos * (rewards + _weighted(discounts, next_values) - values)
     targets = values + _accumulate(errors, discounts * carried)
-    following = jnp.concatenate([targets[1:], next_values[-1:]])
-    following = jnp.where(truncated, next_values, following)
-    return jax.lax.stop_gradient((targets, rhos * (rewards + _weighted(discounts, following) - values)))
+    # Within a return the target of the next step takes the place of its value.
+    changes = jnp.where(truncated[:-1], 0.0, targets[1:] - next_values[:-1])
+    changes = rhos[:-1] * _weighted(discounts[:-1], changes)
+    advantages = jnp.concatenate([errors[:-1] + changes, errors[-1:]])
+    return jax.lax.stop_gradient((targets, advantages))
 
 
 def pixel_control_targets(
@@ -336,13 +338,18 @@ def reward_class(rewards: Array, threshold: ArrayLike = 0.0) -> Array:
 
 
 def _accumulate(gains: Array, decays: Array) -> Array:
-    """`G_t = gains_t + decays_t G_{t+1}` over the first axis, from 0 after the last row."""
+    """`G_t = gains_t + decays_t G_{t+1}` over the first axis, from 0 after the last row; summed in place."""
 
-    def step(following: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-        total = now[0] + now[1] * following
-        return total, total
+    def step(steps: int, totals: Array) -> Array:
+        t = len(gains) - 1 - steps
+        total = _row(totals, t) + _row(decays, t) * _row(totals, t + 1)
+        return jax.lax.dynamic_update_index_in_dim(totals, total, t, axis=0)
 
-    return jax.lax.scan(step, jnp.zeros_like(gains[-1]), (gains, decays), reverse=True)[1]
+    return jax.lax.fori_loop(1, len(gains), step, gains)
+
+
+def _row(x: Array, t: ArrayLike) -> Array:
+    return jax.lax.dynamic_index_in_dim(x, t, keepdims=False)
 
 
 def _weighted(weights: Array, values: Array) -> Array:
