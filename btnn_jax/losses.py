@@ -287,8 +287,10 @@ def pc_loss(
         rows = values.shape[:-3]
         _check_where(where, rows)
         action, target, values = _included(where, (*jax.lax.stop_gradient((action, target)), values))
-        chosen = one_hot(action, (*rows, values.shape[-1]))[..., None, None, :]
-        errors = _float32(target) - jnp.sum(_float32(values) * chosen, axis=-1)
+        chosen = one_hot(action, (*rows, values.shape[-1]))
+        # A product of matrices is up to five times as fast as a sum over so short an axis.
+        chosen_values = jnp.einsum("...hwa,...a->...hw", _float32(values), chosen, precision="highest")
+        errors = _float32(target) - chosen_values
         loss += masked_mean(jnp.sum(jnp.square(errors), axis=(-2, -1)), where, axis_name=axis_name)
     return loss, {"pc_loss": loss}
 
