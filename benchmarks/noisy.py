@@ -1,4 +1,8 @@
-"""NoisyLinear against the textbook form: split the key, draw, make the noisy kernel, multiply."""
+"""NoisyLinear against the textbook form: split the key, draw, make the noisy kernel, multiply.
+
+Both are called many times in one compiled program, each time with a key and inputs of its own, as in a rollout or in
+the minibatches of an update: called one by one, waking the threads costs more than drawing the noise.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +29,33 @@ def _ours(size: int, params: dict[str, jax.Array], x: jax.Array, key: jax.Array)
     return NoisyLinear(size).apply({"params": params}, x, rngs={"noise": key})
 
 
+CALLS = 100
+
+
+def _acting(layer: Any, params: Any, x: jax.Array, keys: jax.Array) -> jax.Array:
+    return jax.lax.map(lambda now: layer(params, *now), (x, keys))
+
+
+def _learning(layer: Any, params: Any, x: jax.Array, keys: jax.Array) -> Any:
+    def loss(params: Any, x: jax.Array, key: jax.Array) -> jax.Array:
+        return jnp.mean(jnp.square(layer(params, x, key)))
+
+    def learn(params: Any, now: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
+        slopes, x_slopes = jax.grad(loss, (0, 1))(params, *now)
+        return jax.tree.map(lambda p, slope: p - 0.01 * slope, params, slopes), x_slopes
+
+    return jax.lax.scan(learn, params, (x, keys))
+
+
 def _make(batch: int, size: int, learning: bool) -> tuple[Program, Program]:
     key, x_key, init_key = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(x_key, (batch, 256))
-    params = NoisyLinear(size).init(init_key, x)["params"]
-
-    def loss(layer: Any, params: Any, x: jax.Array, key: jax.Array) -> jax.Array:
-        return jnp.mean(jnp.square(layer(size, params, x, key)))
+    x = jax.random.normal(x_key, (CALLS, batch, 256))
+    keys = jax.random.split(key, CALLS)
+    params = NoisyLinear(size).init(init_key, x[0])["params"]
 
     def program(layer: Any) -> Program:
-        run = jax.jit(jax.value_and_grad(partial(loss, layer), (0, 1)) if learning else partial(layer, size))
-        return lambda: run(params, x, key)
+        run = jax.jit(partial(_learning if learning else _acting, partial(layer, size)))
+        return lambda: run(params, x, keys)
 
     return program(_ours), program(_plain)
 

@@ -16,9 +16,9 @@ from flax.typing import Dtype, Initializer
 
 from btnn_jax.convolution import conv1d, conv2d, deconv2d, depthwise_conv2d
 
-# A factored product reads mu and sigma once and makes no kernel, which wins while products are
-# cheap; from this many rows on, one product with the noisy kernel is cheaper than two with its factors.
-_MATERIALISE_FROM_ROWS = 20
+# A noisy kernel is made where it has at most this many times the elements of inputs and outputs; where it has
+# more, two products with its factors are cheaper.
+_MATERIALISE_UP_TO = 7
 
 # Each input channel has its own filters, so it is a batch of the initialisation and not part of the fan.
 _depthwise_glorot_uniform = nn.initializers.variance_scaling(
@@ -133,7 +133,7 @@ def noisy_linear(
             f"{(*lead, size)} (per example); got {eps_in.shape} and {eps_out.shape}."
         )
     f_in, f_out = _signed_sqrt(eps_in), _signed_sqrt(eps_out)
-    if eps_in.ndim == 1 and math.prod(lead) >= _MATERIALISE_FROM_ROWS:
+    if eps_in.ndim == 1 and mu.size <= _MATERIALISE_UP_TO * (x.size + math.prod(lead) * size):
         y = x @ (mu + sigma * jnp.outer(f_in, f_out))
     else:
         y = x @ mu + ((x * jnp.broadcast_to(f_in, x.shape)) @ sigma) * jnp.broadcast_to(f_out, (*lead, size))

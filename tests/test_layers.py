@@ -58,10 +58,29 @@ def test_layers_compute_what_btgyms_do(golden, case, layer, kernel, bias, conver
     assert_close(x_gradient, case.gradients["in/x"], 1e-3)
 
 
+@pytest.fixture(params=["materialised", "factored"])
+def formulation(request, monkeypatch):
+    """The same test with the noisy kernel and with products of its factors, whatever the sizes."""
+    limit = {"materialised": np.inf, "factored": 0}[request.param]
+    monkeypatch.setattr("btnn_jax.layers._MATERIALISE_UP_TO", limit)
+
+
+def test_small_kernels_are_materialised_and_large_ones_factored():
+    """A kernel is large beside what goes in and out of it: for one row, and no longer for 256."""
+
+    def products(rows, size):
+        params = {"kernel_mu": jnp.ones((64, size)), "kernel_sigma": jnp.ones((64, size))}
+        program = jax.make_jaxpr(noisy_linear)(jnp.ones((rows, 64)), params, jnp.ones(64), jnp.ones(size))
+        return sum(equation.primitive.name == "dot_general" for equation in program.eqns)
+
+    assert products(1, 64) == 2
+    assert products(256, 64) == 1
+    assert products(1, 4) == 1
+
+
+@pytest.mark.usefixtures("formulation")
 @pytest.mark.parametrize("case", ["layer_noisy_linear", "layer_noisy_linear_nobias"])
-@pytest.mark.parametrize("rows", [20, 4])
-def test_noisy_linear_computes_what_btgyms_does(golden, case, rows):
-    """Twenty rows go through the noisy kernel, four at a time through its factors."""
+def test_noisy_linear_computes_what_btgyms_does(golden, case):
     case = golden(case)
     names = {"kernel_mu": "w_mu", "kernel_sigma": "w_sigma", "bias_mu": "b_mu", "bias_sigma": "b_sigma"}
     found = {
@@ -70,11 +89,7 @@ def test_noisy_linear_computes_what_btgyms_does(golden, case, rows):
     params = {ours: case.variables[theirs] for ours, theirs in found.items()}
     eps_in, eps_out = case.noise[0].reshape(-1), case.noise[1].reshape(-1)
 
-    def layer(params, x):
-        parts = x.reshape(-1, rows, x.shape[-1])
-        return jnp.concatenate([noisy_linear(part, params, eps_in, eps_out) for part in parts])
-
-    y, vjp = jax.vjp(layer, params, case.inputs["x"])
+    y, vjp = jax.vjp(lambda p, x: noisy_linear(x, p, eps_in, eps_out), params, case.inputs["x"])
     params_gradient, x_gradient = vjp(jnp.asarray(case.cotangents["y"]))
     assert_close(y, case.outputs["y"], 1e-4)
     assert_close(x_gradient, case.gradients["in/x"], 1e-3)
@@ -97,10 +112,14 @@ def test_a_key_is_a_noise(noise):
     assert not jnp.allclose(apply(variables, jax.random.key(1)), apply(variables, jax.random.key(2)))
 
 
-def test_shared_noise_is_one_for_all_examples_and_per_example_noise_is_not():
+@pytest.mark.usefixtures("formulation")
+def test_shared_noise_is_one_for_all_examples():
+    variables, apply = noisy(jax.random.key(0), jnp.ones((2, 5)))
+    assert jnp.allclose(*apply(variables, jax.random.key(1)))
+
+
+def test_per_example_noise_differs_from_example_to_example():
     for rows in (3, 40):
-        variables, apply = noisy(jax.random.key(0), jnp.ones((rows, 5)))
-        assert jnp.allclose(*apply(variables, jax.random.key(1))[:2])
         variables, apply = noisy(jax.random.key(0), jnp.ones((rows, 5)), noise="per_example")
         y = apply(variables, jax.random.key(2))
         assert not jnp.any(jnp.isclose(y[:1], y[1:]))
@@ -151,8 +170,9 @@ def test_the_variance_is_the_formulas(noise):
     np.testing.assert_allclose(y.mean(0), means, atol=4 * float(jnp.sqrt(expected.max() / 40_000)))
 
 
-@pytest.mark.parametrize("rows", [3, 40])
-def test_materialised_and_factored_agree_in_value_and_every_gradient(rows):
+@pytest.mark.usefixtures("formulation")
+def test_shared_and_repeated_noise_agree_in_value_and_every_gradient():
+    rows = 3
     keys = jax.random.split(jax.random.key(1), 5)
     x, eps_in, eps_out = (
         jax.random.normal(k, s) for k, s in zip(keys, [(rows, 5), (5,), (6,)], strict=False)
