@@ -210,13 +210,72 @@ def _xla_correlate(x: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
     return lax.conv_general_dilated(x, k, window.stride, _pads(window), dimension_numbers=_LAYOUT)
 
 
-# The maps on CPUs. Over images of 10x10 to 84x84 and 4 to 64 channels one formulation of each was best or
-# nearly so in sum, so nothing is chosen by shape: a plain forward convolution, which is fast in loops too;
-# for its transpose, one to stride * stride times the channels, which then move into space; for the kernel's
-# gradient, a product of columns. Memory traffic is most of their cost, so copies are few.
+# The maps on CPUs. Memory traffic is most of their cost, so copies are few and large.
+#
+# With stride 1 the form is a product of three matrices, x's columns, the kernel and g's rows,
+#
+#     F = sum over n, i, q, a, b of  columns(x)[n, i, q, a]  K[a, b]  rows(g)[n, i, q, b],
+#
+# where `columns` sets side by side what the taps of a row of the filter see, and `rows` what the taps of a column
+# lead to. Each map is a product of two of them, moved back into space by the adjoint of `columns` or `rows`. Where
+# whole patches of x are no wider than the rows of g, as in first layers, their product with the kernel or g is faster.
+#
+# With other strides the rows of g would be mostly zeros. There: XLA's forward convolution, which is fast in loops too;
+# for its transpose, one of stride 1 to stride * stride times the channels, which then move into space; for the
+# kernel's gradient, the columns times g, a product for each row of the filter.
+
+
+def _move(x: jax.Array, axis: int, by: int, size: int) -> jax.Array:
+    """Moves entries along an axis of `size` entries from then on; zeros come in."""
+    pads = [(0, 0, 0)] * x.ndim
+    pads[axis] = (by, size - x.shape[axis] - by, 0)
+    return lax.pad(x, jnp.zeros((), x.dtype), pads)
+
+
+def _columns(x: jax.Array, window: _Window) -> jax.Array:
+    """`[n, H, W, C]` to `[n, H, w, kw * C]`: what each column of the output sees of each row of the image."""
+    taps = [_move(x, 2, window.low[1] - j, window.out[1]) for j in range(window.filter[1])]
+    return jnp.concatenate(taps, axis=-1)
+
+
+def _rows(g: jax.Array, window: _Window) -> jax.Array:
+    """`[n, h, w, O]` to `[n, H, w, kh * O]`: what each row of the image leads to in each column of the output."""
+    taps = [_move(g, 1, i - window.low[0], window.size[0]) for i in range(window.filter[0])]
+    return jnp.concatenate(taps, axis=-1)
+
+
+def _matrix(k: jax.Array) -> jax.Array:
+    """`[kh, kw, C, O]` to `[kw * C, kh * O]`."""
+    kh, kw, channels, features = k.shape
+    return k.transpose(1, 2, 0, 3).reshape(kw * channels, kh * features)
+
+
+def _unit_correlate(x: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
+    taps = jnp.split(_matmul(_columns(x, window), _matrix(k)), window.filter[0], axis=-1)
+    moved = [_move(tap, 1, window.low[0] - i, window.out[0]) for i, tap in enumerate(taps)]
+    return functools.reduce(jnp.add, moved).astype(x.dtype)
+
+
+def _unit_spread(g: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
+    taps = jnp.split(_matmul(_rows(g, window), _matrix(k).T), window.filter[1], axis=-1)
+    moved = [_move(tap, 2, j - window.low[1], window.size[1]) for j, tap in enumerate(taps)]
+    return functools.reduce(jnp.add, moved).astype(g.dtype)
+
+
+def _unit_kernel_gradient(x: jax.Array, g: jax.Array, window: _Window) -> jax.Array:
+    (kh, kw), channels, features = window.filter, x.shape[-1], g.shape[-1]
+    product = _transposed_product(_columns(x, window), _rows(g, window))
+    return product.reshape(kw, channels, kh, features).transpose(2, 0, 1, 3).astype(x.dtype)
 
 
 def _cpu_correlate(x: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
+    if window.stride == (1, 1):
+        product = _patches_product if _patches_are_narrow(*k.shape[1:]) else _unit_correlate
+        return product(x, k, window)
+    return _plain_correlate(x, k, window)
+
+
+def _plain_correlate(x: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
     @jax.custom_batching.custom_vmap
     def correlate(x: jax.Array, k: jax.Array) -> jax.Array:
         return _xla_correlate(x, k, window)
@@ -233,16 +292,10 @@ def _cpu_correlate(x: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
     return correlate(x, k)
 
 
-def _patches_product(x: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
-    x = _pad(x, window)
-    columns = _columns(x, window)
-    rows = [_every_row(columns, i, window) for i in range(window.filter[0])]
-    patches = jnp.concatenate(rows, axis=-1)
-    return _matmul(patches, k.reshape(-1, k.shape[-1])).astype(x.dtype)
-
-
 def _cpu_spread(g: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
     """Pixels `stride * q + r` are, for each r, a convolution of g with the taps r, r + stride, ..."""
+    if window.stride == (1, 1):
+        return _unit_spread(g, k, window)
     (sh, sw), (kh, kw), (h, w) = window.stride, window.filter, window.out
     channels, features = k.shape[2:]
     taps_h, taps_w = -(-kh // sh), -(-kw // sw)
@@ -251,7 +304,7 @@ def _cpu_spread(g: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
     k = k.transpose(0, 2, 5, 1, 3, 4).reshape(taps_h, taps_w, features, sh * sw * channels)
     blocks = (h + taps_h - 1, w + taps_w - 1)
     every = _Window((h, w), blocks, (taps_h, taps_w), (1, 1), (taps_h - 1, taps_w - 1))
-    y = _cpu_correlate(g, k, every).reshape(-1, *blocks, sh, sw, channels)
+    y = _plain_correlate(g, k, every).reshape(-1, *blocks, sh, sw, channels)
     y = y.transpose(0, 1, 3, 2, 4, 5).reshape(-1, blocks[0] * sh, blocks[1] * sw, channels)
     crop = [
         (-low, size + low - block * s, 0)
@@ -261,18 +314,37 @@ def _cpu_spread(g: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
 
 
 def _cpu_kernel_gradient(x: jax.Array, g: jax.Array, window: _Window) -> jax.Array:
-    """Columns times cotangent, one product for each row of the filter."""
-    columns, g_rows = _columns(_pad(x, window), window), g.reshape(-1, g.shape[-1])
-    rows = [_every_row(columns, i, window) for i in range(window.filter[0])]
-    products = [_matmul(row.reshape(-1, row.shape[-1]).T, g_rows) for row in rows]
-    return jnp.stack(products).reshape(*window.filter, x.shape[-1], g.shape[-1]).astype(x.dtype)
+    narrow = _patches_are_narrow(window.filter[1], x.shape[-1], g.shape[-1])
+    if window.stride == (1, 1) and not narrow:
+        return _unit_kernel_gradient(x, g, window)
+    if window.stride == (1, 1):
+        product = _transposed_product(_patches(x, window), g)
+    else:
+        columns = _strided_columns(_pad(x, window), window)
+        rows = [_every_row(columns, i, window) for i in range(window.filter[0])]
+        product = jnp.stack([_transposed_product(row, g) for row in rows])
+    return product.reshape(*window.filter, x.shape[-1], g.shape[-1]).astype(x.dtype)
+
+
+def _patches_are_narrow(width: int, channels: int, features: int) -> bool:
+    return width * channels <= features
+
+
+def _patches(x: jax.Array, window: _Window) -> jax.Array:
+    """`[n, H, W, C]` to `[n, h, w, kh * kw * C]`."""
+    columns = _strided_columns(_pad(x, window), window)
+    return jnp.concatenate([_every_row(columns, i, window) for i in range(window.filter[0])], axis=-1)
+
+
+def _patches_product(x: jax.Array, k: jax.Array, window: _Window) -> jax.Array:
+    return _matmul(_patches(x, window), k.reshape(-1, k.shape[-1])).astype(x.dtype)
 
 
 def _pad(x: jax.Array, window: _Window) -> jax.Array:
     return jnp.pad(x, ((0, 0), *_pads(window), (0, 0)))
 
 
-def _columns(x: jax.Array, window: _Window) -> jax.Array:
+def _strided_columns(x: jax.Array, window: _Window) -> jax.Array:
     """`[n, H, W, C]`, padded, to `[n, H, w, kw * C]`: what each column of the output sees of each row."""
     (_, w), (_, kw), (_, s) = window.out, window.filter, window.stride
     return jnp.concatenate([x[:, :, j : j + (w - 1) * s + 1 : s] for j in range(kw)], axis=-1)
@@ -281,6 +353,11 @@ def _columns(x: jax.Array, window: _Window) -> jax.Array:
 def _every_row(columns: jax.Array, i: int, window: _Window) -> jax.Array:
     """Row `i` of the filter: `[n, h, w, kw * C]`."""
     return columns[:, i : i + (window.out[0] - 1) * window.stride[0] + 1 : window.stride[0]]
+
+
+def _transposed_product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`[..., i]` and `[..., j]` to `[i, j]`, summed over the leading axes."""
+    return _matmul(a.reshape(-1, a.shape[-1]).T, b.reshape(-1, b.shape[-1]))
 
 
 def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -16,9 +16,12 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 COMPILE_FAST = {"xla_backend_optimization_level": 0}  # these programs run once
 
 # Image, filter, stride, paddings: odd sizes, a stride that leaves pixels over, filters larger than the image,
-# filters smaller than the stride, sizes per axis.
+# filters smaller than the stride, sizes per axis; with stride 1, filters wide and narrow.
 GEOMETRIES = [
     ((10, 10), (3, 3), (1, 1), ("SAME",)),
+    ((9, 8), (4, 3), (1, 1), ("SAME", "VALID")),
+    ((8, 9), (3, 1), (1, 1), ("SAME", "VALID")),
+    ((2, 3), (5, 5), (1, 1), ("SAME",)),
     ((13, 12), (3, 3), (2, 2), ("SAME", "VALID")),
     ((9, 14), (4, 2), (2, 3), ("SAME", "VALID")),
     ((30, 1), (3, 1), (2, 1), ("SAME",)),
@@ -193,11 +196,20 @@ def test_cpus_get_no_gradient_that_is_slow_in_loops():
     assert text.count("stablehlo.convolution") == 2  # forward, and the gradient of x as a forward convolution
     assert "feature_group_count = 1 : i64" in text
     assert "stablehlo.dot_general" in text
+    assert "stablehlo.convolution" not in lowered(conv2d, "cpu")
     grouped = [
         lowered(depthwise_conv2d, "cpu"),
         lowered(lambda x, k: jax.vmap(conv2d, (None, 0))(x, jnp.stack([k, k])), "cpu"),
     ]
     assert not any("stablehlo.convolution" in text for text in grouped)
+
+
+@pytest.mark.parametrize(("channels", "features", "matrix"), [(4, 16, "36x16"), (16, 32, "48x96")])
+def test_whole_patches_are_multiplied_where_channels_are_few(channels, features, matrix):
+    args = normal(9, (2, 7, 6, channels), (3, 3, channels, features))
+    text = jax.jit(both(conv2d)).trace(*args).lower(lowering_platforms=("cpu",)).as_text()
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    assert sum(f"tensor<{matrix}xf32>" in line for line in products) >= 2  # forward and the kernel's gradient
 
 
 def test_one_exported_program_serves_all_platforms():
