@@ -102,8 +102,11 @@ def test_value_and_gradients_are_xlas(ours, theirs, image, kernel):
 
 # One of each, for what does not depend on geometry.
 EACH = [
+    pytest.param(conv2d, xla_conv2d, id="conv2d"),
     pytest.param(
-        functools.partial(conv2d, stride=(2, 2)), functools.partial(xla_conv2d, stride=(2, 2)), id="conv2d"
+        functools.partial(conv2d, stride=(2, 2)),
+        functools.partial(xla_conv2d, stride=(2, 2)),
+        id="strided conv2d",
     ),
     pytest.param(deconv2d, xla_deconv2d, id="deconv2d"),
     pytest.param(depthwise_conv2d, xla_depthwise_conv2d, id="depthwise_conv2d"),
