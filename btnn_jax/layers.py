@@ -16,9 +16,9 @@ from flax.typing import Dtype, Initializer
 
 from btnn_jax.convolution import conv1d, conv2d, deconv2d, depthwise_conv2d
 
-# A noisy kernel is made where it has at most this many times the elements of inputs and outputs; where it has
-# more, two products with its factors are cheaper.
-_MATERIALISE_UP_TO = 7
+# A forward pass alone makes its noisy kernel where that has at most this many times the elements of inputs and outputs;
+# where it has more, two products with its factors are cheaper.
+_MATERIALISE_UP_TO = 3
 
 # Each input channel has its own filters, so it is a batch of the initialisation and not part of the fan.
 _depthwise_glorot_uniform = nn.initializers.variance_scaling(
@@ -133,14 +133,43 @@ def noisy_linear(
             f"{(*lead, size)} (per example); got {eps_in.shape} and {eps_out.shape}."
         )
     f_in, f_out = _signed_sqrt(eps_in), _signed_sqrt(eps_out)
-    if eps_in.ndim == 1 and mu.size <= _MATERIALISE_UP_TO * (x.size + math.prod(lead) * size):
-        y = x @ (mu + sigma * jnp.outer(f_in, f_out))
-    else:
-        y = x @ mu + ((x * jnp.broadcast_to(f_in, x.shape)) @ sigma) * jnp.broadcast_to(f_out, (*lead, size))
+    product = _shared_noise_product if eps_in.ndim == 1 else _factored_product
+    y = product(x, mu, sigma, f_in, f_out)
     if "bias_mu" not in params:
         return y
     bias_mu, bias_sigma = (jnp.broadcast_to(params[name], f_out.shape) for name in biases)
     return _add_bias(y, bias_mu + bias_sigma * f_out)
+
+
+def _factored_product(
+    x: jax.Array, mu: jax.Array, sigma: jax.Array, f_in: jax.Array, f_out: jax.Array
+) -> jax.Array:
+    """`x @ (mu + sigma * outer(f_in, f_out))` for one noise or one per example; no kernel is made."""
+    f_in, f_out = jnp.broadcast_to(f_in, x.shape), jnp.broadcast_to(f_out, (*x.shape[:-1], mu.shape[1]))
+    return x @ mu + ((x * f_in) @ sigma) * f_out
+
+
+def _materialised_product(
+    x: jax.Array, mu: jax.Array, sigma: jax.Array, f_in: jax.Array, f_out: jax.Array
+) -> jax.Array:
+    return x @ (mu + sigma * jnp.outer(f_in, f_out))
+
+
+@jax.custom_jvp
+def _shared_noise_product(
+    x: jax.Array, mu: jax.Array, sigma: jax.Array, f_in: jax.Array, f_out: jax.Array
+) -> jax.Array:
+    """The same for one noise, in whichever way is faster; where derivatives are asked for, that is the kernel."""
+    rows = math.prod(x.shape[:-1])
+    factored = mu.size > _MATERIALISE_UP_TO * rows * sum(mu.shape)
+    return (_factored_product if factored else _materialised_product)(x, mu, sigma, f_in, f_out)
+
+
+@_shared_noise_product.defjvp
+def _shared_noise_product_jvp(
+    primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array]:
+    return jax.jvp(_materialised_product, primals, tangents)
 
 
 class NoisyLinear(nn.Module):

@@ -65,17 +65,22 @@ def formulation(request, monkeypatch):
     monkeypatch.setattr("btnn_jax.layers._MATERIALISE_UP_TO", limit)
 
 
-def test_small_kernels_are_materialised_and_large_ones_factored():
+def test_a_forward_pass_factors_large_kernels_and_a_gradient_none():
     """A kernel is large beside what goes in and out of it: for one row, and no longer for 256."""
 
-    def products(rows, size):
+    def products(rows, size, *, gradient=False):
         params = {"kernel_mu": jnp.ones((64, size)), "kernel_sigma": jnp.ones((64, size))}
-        program = jax.make_jaxpr(noisy_linear)(jnp.ones((rows, 64)), params, jnp.ones(64), jnp.ones(size))
-        return sum(equation.primitive.name == "dot_general" for equation in program.eqns)
+
+        def forward(params, x):
+            return jnp.sum(jnp.square(noisy_linear(x, params, jnp.ones(64), jnp.ones(size))))
+
+        program = jax.jit(jax.grad(forward) if gradient else forward)
+        return program.lower(params, jnp.ones((rows, 64))).as_text().count("dot_general ")
 
     assert products(1, 64) == 2
     assert products(256, 64) == 1
-    assert products(1, 4) == 1
+    assert products(1, 3) == 1
+    assert products(1, 64, gradient=True) == 2  # the layer, and the kernel's gradient
 
 
 @pytest.mark.usefixtures("formulation")
