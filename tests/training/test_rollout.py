@@ -111,13 +111,19 @@ def test_only_a_truncated_step_has_a_final_value(two_rollouts):
 
 def test_returns_and_lengths_are_of_whole_episodes(two_rollouts):
     _, _, actors, rollouts, _, _ = two_rollouts
+    assert not actors[0].last_length.any()  # none has finished
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *rollouts)
-    for b in range(B):
-        ends = np.argwhere(both.terminated[:, b] | both.truncated[:, b])[:, 0]
-        length = int(both.inputs.observation[ends[-1], b, 1])
-        assert actors[-1].last_length[b] == length
-        assert actors[-1].last_return[b] == sum(range(1, length + 1))
-        assert actors[-1].episode_length[b] == 2 * T - 1 - ends[-1]
+    cut = []
+    for steps, after in zip((T, 2 * T), actors[1:], strict=True):
+        for b in range(B):
+            end = np.argwhere((both.terminated | both.truncated)[:steps, b])[-1, 0]
+            length = int(both.inputs.observation[end, b, 1])
+            assert after.last_length[b] == length
+            assert after.last_return[b] == sum(range(1, length + 1))
+            assert after.episode_length[b] == steps - 1 - end
+            cut.append(bool(both.truncated[end, b]))
+    assert any(cut)
+    assert not all(cut)
 
 
 def test_no_two_environments_share_a_stream():
