@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from btnn_jax import envs
 from btnn_jax.training.config import UnrealConfig
-from btnn_jax.training.mapping import by_shard, make_mapped
+from btnn_jax.training.mapping import by_shard, make_mapped, placed
 from btnn_jax.training.unreal import hyperparameters, make_unreal
 
 CONFIG = UnrealConfig(
@@ -109,6 +109,25 @@ def test_shards_do_not_share_a_stream():
     state = jax.jit(mapped.init)(jax.random.key(0))
     for keys, count in ((state.actors.keys, 8 * BARE.num_envs), (state.key, 8)):
         assert len(np.unique(jax.random.key_data(keys).reshape(count, -1), axis=0)) == count
+
+
+def test_without_devices_the_first_one_is_used(one_device):
+    assert all(leaf.devices() == {jax.devices()[0]} for leaf in jax.tree.leaves(one_device[2]))
+
+
+def test_hyperparameters_may_be_given():
+    given = hyperparameters(dataclasses.replace(BARE, entropy_beta=0.7))
+    state = jax.jit(make_mapped(BARE, ENV).init)(jax.random.key(0), given)
+    chex.assert_trees_all_close(state.hyper, given)
+
+
+def test_seeds_lead_and_shards_are_divided_after_them():
+    mapped = make_mapped(BARE, ENV, devices=jax.devices())
+    shapes = jax.eval_shape(jax.vmap(mapped.init), jax.random.split(jax.random.key(0), 3))
+    state = placed(shapes, mapped.shardings, lead=1)
+    assert state.key.shape == (3, 8)
+    assert state.key.sharding.shard_shape((3, 8)) == (3, 1)
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
 
 
 def test_a_population_learns_as_its_members_do_alone():
