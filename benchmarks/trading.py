@@ -6,6 +6,7 @@ gym-anytrading has no drawdown, margin or order sizes, so its step does less.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -66,16 +67,35 @@ def ours(closes: np.ndarray, num_envs: int, length: int) -> Program:
     return partial(run, start, actions)
 
 
-def against_forex(num_envs: int) -> tuple[Program, Program]:
+def windows_alone(closes: np.ndarray, num_envs: int, length: int) -> Program:
+    """What our steps would take if all they did were to write out their windows: a bound on any step."""
+    signal = jnp.asarray(np.stack([closes, np.diff(closes, prepend=closes[:1])], axis=1), jnp.float32)
+
+    def cut(index: Array) -> Array:
+        return jax.lax.dynamic_slice_in_dim(signal, index - (WINDOW - 1), WINDOW)
+
+    def one(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        index = carry[0] + 1
+        return (index, jax.vmap(cut)(index)), None
+
+    @jax.jit
+    def run(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        return jax.lax.scan(one, carry, length=length)[0]
+
+    return partial(run, (jnp.full(num_envs, WINDOW - 1), jnp.zeros((num_envs, WINDOW, 2))))
+
+
+def against_forex(program: Callable[..., Program], num_envs: int) -> tuple[Program, Program]:
     closes = load_installed("eurusd").select("close").values[:, 0]
-    return ours(closes, num_envs, TIMES * STEPS // num_envs), forex(closes)
+    return program(closes, num_envs, TIMES * STEPS // num_envs), forex(closes)
 
 
 CASES = [
     Case(
-        f"{TIMES} steps each, {num_envs} side by side",
+        f"{TIMES} {what} each, {num_envs} side by side",
         "gym-anytrading ForexEnv",
-        partial(against_forex, num_envs),
+        partial(against_forex, program, num_envs),
     )
+    for what, program in (("steps", ours), ("windows", windows_alone))
     for num_envs in (256, 16_384)
 ]
