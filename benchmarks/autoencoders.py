@@ -7,9 +7,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from benchmarks.harness import Case, Program
-from btnn_jax.ae import ChannelWiseConv2DAutoencoder, Conv2DAutoencoder, Conv2DEncoder, KernelMonitor
+from btnn_jax.ae import (
+    AutoencoderOutput,
+    ChannelWiseConv2DAutoencoder,
+    Conv2DAutoencoder,
+    Conv2DEncoder,
+    KernelMonitor,
+)
 
 
 def _loss(module: Any, params: Any, x: jax.Array) -> jax.Array:
@@ -22,16 +29,42 @@ def _bank(channels: int, batch: int) -> tuple[Any, Any, jax.Array]:
     return module, module.init(jax.random.key(0), x)["params"], x
 
 
-def _channel_wise(channels: int, batch: int) -> tuple[Program, Program]:
+class Textbook(nn.Module):
+    """`Conv2DAutoencoder()` on flax's layers and `jax.image.resize`, parameter for parameter."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> AutoencoderOutput:
+        """Reconstructs signals `[B, T, 1, 1]`."""
+        encoded, batch = [x], len(x)
+        for _ in range(3):
+            y = nn.Conv(32, (3, 1), (2, 1))(encoded[-1])
+            norm = nn.LayerNorm(epsilon=1e-12, reduction_axes=(1, 2, 3), feature_axes=-1)
+            encoded.append(nn.elu(norm(y)))
+        z = nn.Dense(encoded[-1][0].size)(encoded[-1].reshape(batch, -1))
+        y = z.reshape(encoded[-1].shape)
+        for outer in encoded[-2::-1]:
+            y = jax.image.resize(y, (batch, *outer.shape[1:3], 32), "bilinear")
+            y = nn.elu(nn.Conv(32, (3, 1))(y))
+        y_hat = nn.Conv(1, (3, 1))(y)
+        return AutoencoderOutput(tuple(encoded[1:]), z, (y_hat,), y_hat, None)
+
+
+def _channel_wise(channels: int, batch: int, one: nn.Module) -> tuple[Program, Program]:
+    """A bank against one autoencoder after the other, for each channel."""
     module, params, x = _bank(channels, batch)
     ours = jax.jit(jax.grad(partial(_loss, module)))
-    separate = [jax.tree.map(lambda leaf, c=c: leaf[c], params["channels"]) for c in range(channels)]
     inputs = [x[..., c : c + 1] for c in range(channels)]
+    separate = [one.init(jax.random.key(c), inputs[c])["params"] for c in range(channels)]
+
+    def size(tree: Any) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+    assert size(params) == size(separate)
 
     @jax.jit
     def peer(separate: Any, inputs: Any) -> Any:
-        one = jax.grad(partial(_loss, Conv2DAutoencoder()))
-        return [one(p, x) for p, x in zip(separate, inputs, strict=True)]
+        gradient = jax.grad(partial(_loss, one))
+        return [gradient(p, x) for p, x in zip(separate, inputs, strict=True)]
 
     return lambda: ours(params, x), lambda: peer(separate, inputs)
 
@@ -72,13 +105,23 @@ def _kernels(kernels: int, *, dispatch_steps: bool) -> tuple[Program, Program]:
     return lambda: monitor.fit_all(None, start=start), step_by_step if dispatch_steps else one_by_one
 
 
-_LOOP = "a Python loop of autoencoders"
+def _bank_case(channels: int, batch: int, floor: float | None, *, textbook: bool) -> Case:
+    one = Textbook() if textbook else Conv2DAutoencoder()
+    return Case(
+        f"{channels} channel-wise autoencoders, gradient, B={batch}",
+        "a Python loop, nn.Conv" if textbook else "a Python loop of ours",
+        lambda: _channel_wise(channels, batch, one),
+        floor,
+    )
+
 
 CASES = (
-    Case("3 channel-wise autoencoders, gradient, B=16", _LOOP, lambda: _channel_wise(3, 16)),
-    Case("16 channel-wise autoencoders, gradient, B=16", _LOOP, lambda: _channel_wise(16, 16), 1.5),
-    Case("3 channel-wise autoencoders, gradient, B=64", _LOOP, lambda: _channel_wise(3, 64)),
-    Case("16 channel-wise autoencoders, gradient, B=64", _LOOP, lambda: _channel_wise(16, 64), 1.0),
+    _bank_case(3, 16, None, textbook=True),
+    _bank_case(16, 16, 1.5, textbook=True),
+    _bank_case(3, 64, None, textbook=True),
+    _bank_case(16, 64, 1.0, textbook=True),
+    _bank_case(16, 16, None, textbook=False),
+    _bank_case(16, 64, None, textbook=False),
     Case("compiling 16 channel-wise autoencoders", "compiling 3", lambda: _compilation(16, 3), 0.77),
     Case("what 64 kernels look for", "64 calls of fit", lambda: _kernels(64, dispatch_steps=False), 10.0),
     Case("what 64 kernels look for", "a call per step", lambda: _kernels(64, dispatch_steps=True)),

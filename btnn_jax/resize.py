@@ -6,6 +6,7 @@ pixels is not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -120,9 +121,40 @@ def _weights(size: int, new_size: int, method: str, taps: int, padding: str) -> 
 
 
 def _along(axis: int, weights: np.ndarray, x: jax.Array) -> jax.Array:
-    """`y[..., p, ...] = sum over i of weights[p, i] x[..., i, ...]` along `axis`."""
-    y = jnp.tensordot(x, jnp.asarray(weights, x.dtype), ((axis,), (1,)), precision="highest")
-    return jnp.moveaxis(y, -1, axis)
+    """`y[..., p, ...] = sum over i of weights[p, i] x[..., i, ...]` along `axis`, -2 or -3."""
+    before, (size, *after) = x.shape[:axis], x.shape[axis:]
+    y = _of_each(weights, x.reshape(math.prod(before), size, math.prod(after)))
+    return y.reshape(*before, len(weights), *after)
+
+
+def _of_each(weights: np.ndarray, x: jax.Array) -> jax.Array:
+    """`weights [p, i] @ x[n]` for each of `x [n, i, w]`.
+
+    On CPUs as that many products, so that no axis has to move, where the matrices are no larger than what they map.
+    """
+
+    def move(x: jax.Array) -> jax.Array:
+        matrix = jnp.asarray(weights, x.dtype)
+        return jnp.tensordot(x, matrix, ((1,), (1,)), precision="highest").swapaxes(1, 2)
+
+    def multiply(x: jax.Array) -> jax.Array:
+        matrices = jnp.broadcast_to(jnp.asarray(weights, x.dtype), (len(x), *weights.shape))
+        return jnp.matmul(matrices, x, precision="highest")
+
+    @jax.custom_batching.custom_vmap
+    def product(x: jax.Array) -> jax.Array:
+        on_cpu = multiply if weights.size <= sum(weights.shape) * x.shape[2] else move
+        return jax.lax.platform_dependent(x, cpu=on_cpu, default=move)
+
+    @product.def_vmap
+    def batched(axis_size: int, is_batched: list[bool], x: jax.Array) -> tuple[jax.Array, bool]:
+        # As more images: `matmul` under `vmap` would move an axis after all.
+        y = product(x.reshape(axis_size * x.shape[1], *x.shape[2:]))
+        return y.reshape(axis_size, x.shape[1], *y.shape[1:]), True
+
+    linear = jax.custom_vjp(product)
+    linear.defvjp(lambda x: (linear(x), None), lambda _, g: (_of_each(weights.T, g),))
+    return linear(x)
 
 
 def interpolation_matrix(size: int, new_size: int, method: str) -> np.ndarray:

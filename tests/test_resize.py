@@ -110,6 +110,9 @@ def test_leading_axes_vmap_and_types():
     y = jax.jit(lambda x: resize2d(x, (3, 9)))(x)
     assert y.shape == (2, 3, 3, 9, 2)
     np.testing.assert_allclose(jax.vmap(jax.vmap(lambda x: resize2d(x, (3, 9))))(x), y, atol=1e-6)
+    rows = jax.vmap(lambda x: resize2d(x, (3, 4)))(x)
+    np.testing.assert_allclose(rows, resize2d(x, (3, 4)), atol=1e-6)
+    assert resize2d(x[:0], (3, 9)).shape == (0, 3, 3, 9, 2)
     half = resize2d(x.astype(jnp.bfloat16), (3, 9))
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half.astype(jnp.float32), y, atol=0.05)
