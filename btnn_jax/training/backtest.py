@@ -120,7 +120,7 @@ def trade(env: TradingEnvironment, act: Act, carry: PyTree, key: jax.Array) -> A
 
 def _row(env: TradingEnvironment, before: TradingState, after: TradingState, where: jax.Array) -> Account:
     """The row of an account that a step from one state to another makes."""
-    price = env.bars[before.index + 1, 0]  # that orders are filled at
+    price = env.bars[0, before.index + 1]  # that orders are filled at
     value = jnp.abs(after.position - before.position) * price
     moved = before.position * (price - env.prices(before)) + after.position * (env.prices(after) - price)
     # What the equity lacks of what prices made of the positions was paid for the orders, each for its value.

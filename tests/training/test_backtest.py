@@ -73,7 +73,7 @@ def test_parts_of_the_time_share_no_bar_and_no_feature():
 def test_buying_and_holding_earns_what_the_price_does():
     env = with_commission(make_held_out(LEARNED), 0.0)
     account = account_of(env, "buy and hold")
-    opens = np.asarray(env.bars[:, 0, 0], np.float64)
+    opens = np.asarray(env.bars[0, :, 0], np.float64)
     close = np.asarray(env.close[:, 0], np.float64)
     first, last = env.starts[0], env.starts[0] + env.length
     np.testing.assert_allclose(

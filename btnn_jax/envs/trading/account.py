@@ -63,10 +63,10 @@ def fill(
     target = wanted * stake
     before, after = jnp.abs(position) * price, jnp.abs(target) * price
     more = jnp.where(changed, jnp.maximum(after - before, 0.0), 0.0)
-    allowance = rules.leverage * equity
-    free = allowance - jnp.sum(jnp.where(changed, jnp.minimum(before, after), before))
-    # Rounding must not refuse an order of exactly what is free.
-    granted = changed & ((more == 0) | (jnp.cumsum(more) <= free + 1e-6 * allowance))
+    committed = jnp.sum(jnp.where(changed, jnp.minimum(before, after), before))
+    allowance = jnp.maximum(rules.leverage * equity, 1e-30)  # equity may be gone
+    used = jnp.where(more == 0, 0.0, committed + jnp.cumsum(more)) / allowance
+    granted = changed & (used <= 1.0 + 1e-6)  # rounding must not refuse an order of exactly what is free
     target = jnp.where(granted, target, position)  # an order not given must not move a position by rounding
     bought = target - position
     worse = 0.5 * rules.spread + rules.slippage * chance

@@ -50,7 +50,7 @@ class TradingEnvironment:
         assets: names, the heads of `action_depths` where there are several.
         times: datetime64 `[N]`, or None where the data have none.
         close: float32 `[N, A]`.
-        bars: float32 `[N + skip_frame - 1, 3, A]`: the open; its distance from the last close; from open to close.
+        bars: float32 `[3, N + skip_frame - 1, A]`: opens; their distances from the last closes; from opens to closes.
         signal: float32 `[N, C]`, the external stream at each bar.
         rules: how orders are sized and what they cost.
         weights: an action's target weight, None where actions are orders.
@@ -143,8 +143,10 @@ class TradingEnvironment:
 
         Both observations of the `TimeStep` are what the action led to. The key is consumed where there is slippage.
         """
-        bars = jax.lax.dynamic_slice_in_dim(self.bars, state.index + 1, self.skip_frame)
-        price, gap = bars[0, 0], bars[0, 1]
+        opens, gaps, moves = (
+            jax.lax.dynamic_slice_in_dim(line, state.index + 1, self.skip_frame) for line in self.bars
+        )
+        price, gap = opens[0], gaps[0]
         chance: Array | float = jax.random.uniform(key, price.shape) if self.rules.slippage else 0.0
         at_open = state.unrealised + state.position * gap
         gained = jnp.sum(state.position * gap)
@@ -153,11 +155,14 @@ class TradingEnvironment:
             state.equity + gained, price, chance,
         )  # fmt: skip
         # How far the prices have come from the open at each close, and what that made of the account.
-        ways = jnp.cumsum(bars[:, 2].at[1:].add(bars[1:, 1]), axis=0)
-        changes = gained - filled.cost + jnp.sum(filled.position[None] * ways, axis=1)
+        ways = jnp.cumsum(moves.at[1:].add(gaps[1:]), axis=0)
+        # XLA on a CPU computes a quotient once, with all that leads to it, but a sum anew for each part of the state:
+        # so growth here, the fall from the peak below, and the margin used in `fill`.
+        growth = (gained - filled.cost + jnp.sum(filled.position[None] * ways, axis=1)) / state.equity
+        changes = growth * state.equity
         equities = state.equity + changes
         peaks = jnp.maximum(state.peak, jax.lax.cummax(equities))
-        terminated = (equities <= (1 - self.drawdown) * peaks) | (equities >= (1 + self.target) * self.cash)
+        terminated = (equities / peaks <= 1 - self.drawdown) | (equities >= (1 + self.target) * self.cash)
         bar = state.index + 1 + jnp.arange(self.skip_frame, dtype=jnp.int32)
         ended = terminated | (bar == state.first + self.length)
         last: Array | int = 0 if self.skip_frame == 1 else jnp.argmax(ended.at[-1].set(True))
@@ -178,7 +183,7 @@ class TradingEnvironment:
             opened=jnp.where(turned, jnp.where(filled.position == 0, 0, state.index), state.opened),
         )
         if self.reward == "log":
-            reward = jnp.log1p(jnp.maximum(change / state.equity, 1e-6 - 1.0))
+            reward = jnp.log1p(jnp.maximum(growth[last], 1e-6 - 1.0))
         else:
             realised = jnp.sum((1.0 - filled.kept) * at_open) - filled.cost
             later = jnp.where(terminated[last], 0.0, self.discount * jnp.sum(after.unrealised))

@@ -204,9 +204,9 @@ def make_held_out(learned: Mapping[str, Any], part: str = "test") -> TradingEnvi
 def _bars(market: Market, skip_frame: int) -> Array:
     """Opens and the distances between prices, taken in float64 so that they keep the digits float32 has for them."""
     before = np.concatenate([market.open[:1], market.close[:-1]])
-    bars = np.stack([market.open, market.open - before, market.close - market.open], axis=1)
+    bars = np.stack([market.open, market.open - before, market.close - market.open])
     # A step that an episode's end cuts short reads past it.
-    return jnp.asarray(np.concatenate([bars, np.repeat(bars[-1:], skip_frame - 1, axis=0)]), jnp.float32)
+    return jnp.asarray(np.pad(bars, ((0, 0), (0, skip_frame - 1), (0, 0)), mode="edge"), jnp.float32)
 
 
 def _signal(market: Market, signal: str | np.ndarray, periods: Sequence[int]) -> np.ndarray:

@@ -46,7 +46,7 @@ def optimal_policy(env: TradingEnvironment, first: int | None = None) -> Optimal
         )
     if not low <= first <= high:
         raise ValueError(f"first must be from {low} to {high}, got {first}")
-    opens = np.asarray(env.bars[first + 1 : first + 1 + env.length : env.skip_frame, 0, 0], np.float64)
+    opens = np.asarray(env.bars[0, first + 1 : first + 1 + env.length : env.skip_frame, 0], np.float64)
     end = float(env.close[first + env.length, 0])
     steps = len(opens)
     # value[s]: of the steps from s on, with no position; none is left after the last.
