@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,8 @@ from btnn_jax.ae import (
     Conv2DEncoder,
     KernelMonitor,
 )
+
+STEPS = 8
 
 
 def _loss(module: Any, params: Any, x: jax.Array) -> jax.Array:
@@ -49,10 +52,20 @@ class Textbook(nn.Module):
         return AutoencoderOutput(tuple(encoded[1:]), z, (y_hat,), y_hat, None)
 
 
-def _channel_wise(channels: int, batch: int, one: nn.Module) -> tuple[Program, Program]:
+def _descend(loss: Callable[..., jax.Array], params: Any, x: Any, *, steps: int) -> Any:
+    """Parameters after so many steps of gradient descent in a scan, as `btnn-jax train-ae` takes them."""
+
+    def step(params: Any, _: None) -> tuple[Any, None]:
+        gradients = jax.grad(loss)(params, x)
+        return jax.tree.map(lambda p, g: p - 1e-3 * g, params, gradients), None
+
+    return jax.lax.scan(step, params, length=steps)[0]
+
+
+def _channel_wise(channels: int, batch: int, one: nn.Module, *, scanned: bool) -> tuple[Program, Program]:
     """A bank against one autoencoder after the other, for each channel."""
     module, params, x = _bank(channels, batch)
-    ours = jax.jit(jax.grad(partial(_loss, module)))
+    learn = partial(_descend, steps=STEPS) if scanned else lambda loss, *args: jax.grad(loss)(*args)
     inputs = [x[..., c : c + 1] for c in range(channels)]
     separate = [one.init(jax.random.key(c), inputs[c])["params"] for c in range(channels)]
 
@@ -61,11 +74,10 @@ def _channel_wise(channels: int, batch: int, one: nn.Module) -> tuple[Program, P
 
     assert size(params) == size(separate)
 
-    @jax.jit
-    def peer(separate: Any, inputs: Any) -> Any:
-        gradient = jax.grad(partial(_loss, one))
-        return [gradient(p, x) for p, x in zip(separate, inputs, strict=True)]
+    def one_by_one(separate: Any, inputs: Any) -> Any:
+        return sum(_loss(one, p, x) for p, x in zip(separate, inputs, strict=True))
 
+    ours, peer = jax.jit(partial(learn, partial(_loss, module))), jax.jit(partial(learn, one_by_one))
     return lambda: ours(params, x), lambda: peer(separate, inputs)
 
 
@@ -105,23 +117,29 @@ def _kernels(kernels: int, *, dispatch_steps: bool) -> tuple[Program, Program]:
     return lambda: monitor.fit_all(None, start=start), step_by_step if dispatch_steps else one_by_one
 
 
-def _bank_case(channels: int, batch: int, floor: float | None, *, textbook: bool) -> Case:
+def _bank_case(
+    channels: int, batch: int, floor: float | None = None, *, textbook: bool, scanned: bool = False
+) -> Case:
     one = Textbook() if textbook else Conv2DAutoencoder()
     return Case(
-        f"{channels} channel-wise autoencoders, gradient, B={batch}",
+        f"{channels} channel-wise autoencoders, {f'{STEPS} steps in a scan' if scanned else 'gradient'}, B={batch}",
         "a Python loop, nn.Conv" if textbook else "a Python loop of ours",
-        lambda: _channel_wise(channels, batch, one),
+        lambda: _channel_wise(channels, batch, one, scanned=scanned),
         floor,
     )
 
 
 CASES = (
-    _bank_case(3, 16, None, textbook=True),
+    _bank_case(3, 16, textbook=True),
     _bank_case(16, 16, 1.5, textbook=True),
-    _bank_case(3, 64, None, textbook=True),
+    _bank_case(16, 16, textbook=True, scanned=True),
+    _bank_case(3, 64, textbook=True),
     _bank_case(16, 64, 1.0, textbook=True),
-    _bank_case(16, 16, None, textbook=False),
-    _bank_case(16, 64, None, textbook=False),
+    _bank_case(16, 64, textbook=True, scanned=True),
+    _bank_case(16, 16, textbook=False),
+    _bank_case(16, 16, textbook=False, scanned=True),
+    _bank_case(16, 64, textbook=False),
+    _bank_case(16, 64, textbook=False, scanned=True),
     Case("compiling 16 channel-wise autoencoders", "compiling 3", lambda: _compilation(16, 3), 0.77),
     Case("what 64 kernels look for", "64 calls of fit", lambda: _kernels(64, dispatch_steps=False), 10.0),
     Case("what 64 kernels look for", "a call per step", lambda: _kernels(64, dispatch_steps=True)),
