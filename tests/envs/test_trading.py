@@ -12,6 +12,7 @@ import pytest
 from btnn_jax import envs
 from btnn_jax.data import Series, features
 from btnn_jax.envs.trading import optimal_policy
+from btnn_jax.envs.trading.account import Rules, fill
 
 HOLD, BUY, SELL, CLOSE = range(4)
 BARS = 120
@@ -180,12 +181,6 @@ def test_margin_refuses_as_a_whole_what_is_not_free():
     env = make(stakes=9, stake=3000.0, leverage=1.0, commission=0.0)  # prices are about 1: three fit
     _, states, _ = play(env, np.full((1, 10), BUY))
     np.testing.assert_array_equal(states.holding[0, :, 0], [1, 2, 3] + [3] * 7)
-    # Even with all margin taken by a loss, what makes a position smaller is filled.
-    falling = np.linspace(1.0, 0.5, BARS)[:, None]
-    env = make(falling, stakes=9, stake=3000.0, leverage=1.0)
-    _, states, _ = play(env, np.array([[BUY] * 90 + [SELL] * 3]))
-    assert states.holding[0, 89, 0] >= 3
-    np.testing.assert_array_equal(np.diff(states.holding[0, 89:, 0]), -1)
 
 
 def test_costs_on_both_legs_exactly():
@@ -312,15 +307,39 @@ def test_skipped_bars_are_one_step_of_the_same_orders():
     np.testing.assert_allclose(states.equity[:, 2], slow.equity[:, 11], rtol=1e-6)
 
 
+def test_what_makes_a_position_smaller_is_never_refused():
+    prices = np.where(np.arange(BARS) < 10, 2.0, 1.6)[:, None]
+    env = make(prices, stake=10_000.0, stakes=2, leverage=4.0, commission=0.0)
+    _, states, _ = play(env, np.array([[BUY, BUY] + [HOLD] * 8 + [SELL, BUY]]))
+    assert states.equity[0, -1] == pytest.approx(2000)  # where 8,000 in positions are the most
+    np.testing.assert_array_equal(states.position[0, [1, 9, 10, 11], 0], [20_000, 20_000, 10_000, 10_000])
+
+
+def test_without_equity_nothing_more_is_bought():
+    rules = Rules(0.0, 0.0, 0.0, leverage=2.0, stake=1.0, fraction=1.0, rebalance=False)
+    holding, wanted = jnp.array([0.0, 1.0]), jnp.array([1.0, 0.0])
+    filled = fill(rules, holding, jnp.ones(2), holding, wanted, jnp.float32(-1), jnp.ones(2), 0.0)
+    np.testing.assert_array_equal(filled.position, [0, 0])
+    filled = fill(rules, holding, jnp.ones(2), holding, jnp.ones(2), jnp.float32(-1), jnp.ones(2), 0.0)
+    np.testing.assert_array_equal(filled.position, [0, 1])
+
+
 def test_drawdown_target_and_ruin_terminate_and_time_truncates():
     rising = np.linspace(1.0, 1.5, BARS)[:, None]
-    for params, way, reached in (
-        ({"target": 0.2}, BUY, lambda equity, peak: equity >= 12_000),
-        ({"drawdown": 0.2}, SELL, lambda equity, peak: equity <= 0.8 * peak),
-        ({"drawdown": 0.2, "skip_frame": 7}, SELL, lambda equity, peak: equity <= 0.8 * peak),
-        ({"leverage": 4.0, "fraction": 4.0}, SELL, lambda equity, peak: equity <= 0),
+    hill = np.concatenate([rising[::2], rising[::-2]])
+    halved = np.where(np.arange(BARS) < 20, 2.0, 1.0)[
+        :, None
+    ]  # which leaves nothing at all of what was lent and put in
+    levered = {"leverage": 2.0, "fraction": 2.0, "commission": 0.0}
+    for prices, params, way, reached in (
+        (rising, {"target": 0.2}, BUY, lambda equity, peak: equity >= 12_000),
+        (rising, {"drawdown": 0.2}, SELL, lambda equity, peak: equity <= 0.8 * peak),
+        (rising, {"drawdown": 0.2, "skip_frame": 7}, SELL, lambda equity, peak: equity <= 0.8 * peak),
+        (hill, {"drawdown": 0.2}, BUY, lambda equity, peak: equity <= 0.8 * peak),
+        (rising, {"leverage": 4.0, "fraction": 4.0}, SELL, lambda equity, peak: equity <= 0),
+        (halved, levered, BUY, lambda equity, peak: equity == 0),
     ):
-        env = make(rising, **params)
+        env = make(prices, **params)
         _, states, steps = play(env, np.array([[way] + [HOLD] * (110 // env.skip_frame - 1)]))
         end = int(np.argmax(steps.terminated[0]))
         assert steps.terminated[0, end]
@@ -329,7 +348,7 @@ def test_drawdown_target_and_ruin_terminate_and_time_truncates():
         assert met[end]
         assert not met[:end].any()
         # No bar after the one that ended it is played, though the step had more.
-        _, single, _ = play(make(rising, **{**params, "skip_frame": 1}), np.array([[way] + [HOLD] * 109]))
+        _, single, _ = play(make(prices, **{**params, "skip_frame": 1}), np.array([[way] + [HOLD] * 109]))
         first = int(np.argmax(reached(single.equity[0], single.peak[0])))
         np.testing.assert_allclose(states.equity[0, end], single.equity[0, first], rtol=1e-6)
         assert np.isfinite(steps.reward[0, : end + 1]).all()
