@@ -19,7 +19,7 @@ import numpy as np
 
 from btnn_jax.extras import import_extra
 from btnn_jax.training.folder import Folder, RunError, first_line, version
-from btnn_jax.training.processes import ProcessLostError, first_only, is_first
+from btnn_jax.training.processes import ProcessLostError, first_only, is_first, together
 
 PyTree = Any
 
@@ -92,6 +92,7 @@ class Checkpoints:
 
         Raises:
           CheckpointError: it cannot be written, or the one before it could not be, whose writing ends here.
+          ProcessLostError: the writing has met the loss of another process.
         """
         before: CheckpointError | None = None
         try:
@@ -117,6 +118,7 @@ class Checkpoints:
 
         Raises:
           CheckpointError: the last checkpoint could not be written.
+          ProcessLostError: as of `save`.
         """
         try:
             with self._writing(self.latest()):
@@ -211,7 +213,10 @@ class Checkpoints:
     @contextlib.contextmanager
     def _writing(self, update: int | None) -> Iterator[None]:
         try:
-            yield
+            with together():
+                yield
+        except ProcessLostError:  # which another try would wait for
+            raise
         except Exception as error:  # as for reading
             message = f"cannot write the checkpoint {self._folder / str(update)}: {first_line(error)}"
             raise CheckpointError(message) from error

@@ -81,14 +81,17 @@ def together() -> Iterator[None]:
     """Turns the loss of another process into an error that says how to go on.
 
     Raises:
-      ProcessLostError: a computation over several processes failed.
+      ProcessLostError: a computation over several processes failed, or what failed was caused by one.
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, jax.errors.JaxRuntimeError):
+            cause = cause.__cause__
+        if cause is None or jax.process_count() == 1:
             raise
         raise ProcessLostError(
-            f"process {jax.process_index()} has lost another process of this run ({first_line(error)}); start all of "
+            f"process {jax.process_index()} has lost another process of this run ({first_line(cause)}); start all of "
             "them again with --resume"
         ) from error

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from btnn_jax.training.checkpoint import CheckpointError, Checkpoints
+from btnn_jax.training.processes import ProcessLostError
 
 
 class Core(NamedTuple):
@@ -185,6 +186,25 @@ def test_a_failed_write_does_not_cost_the_next_one(tmp_path, monkeypatch):
             checkpoints.save(2, make_state(2))
         checkpoints.wait()
         assert checkpoints.latest() == 2
+
+
+@pytest.mark.parametrize("told", ["by the computation", "by who waited for it"])
+def test_a_lost_process_is_not_a_failed_write(tmp_path, monkeypatch, told):
+    def lose():
+        lost = jax.errors.JaxRuntimeError("connection reset by peer")
+        if told == "by the computation":
+            raise lost
+        raise TimeoutError("barrier") from lost
+
+    with Checkpoints(tmp_path) as checkpoints, monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, "wait_until_finished", lose)
+        with pytest.raises(
+            CheckpointError, match="cannot write the checkpoint"
+        ):  # alone there is none to lose
+            checkpoints.wait()
+        patch.setattr(jax, "process_count", lambda: 2)
+        with pytest.raises(ProcessLostError, match=r"connection reset by peer.*--resume"):
+            checkpoints.save(1, make_state(1))
 
 
 def test_a_damaged_checkpoint_is_not_the_best(tmp_path):
