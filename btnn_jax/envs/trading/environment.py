@@ -158,8 +158,11 @@ class TradingEnvironment:
         ways = jnp.cumsum(moves.at[1:].add(gaps[1:]), axis=0)
         # XLA on a CPU computes a quotient once, with all that leads to it, but a sum anew for each part of the state:
         # so growth here, the fall from the peak below, and the margin used in `fill`.
-        growth = (gained - filled.cost + jnp.sum(filled.position[None] * ways, axis=1)) / state.equity
-        changes = growth * state.equity
+        equity = jnp.where(
+            state.equity == 0, 1.0, state.equity
+        )  # an account that is ruined may still be moved
+        growth = (gained - filled.cost + jnp.sum(filled.position[None] * ways, axis=1)) / equity
+        changes = growth * equity
         equities = state.equity + changes
         peaks = jnp.maximum(state.peak, jax.lax.cummax(equities))
         terminated = (equities / peaks <= 1 - self.drawdown) | (equities >= (1 + self.target) * self.cash)
