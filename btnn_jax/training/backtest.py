@@ -124,7 +124,7 @@ def _row(env: TradingEnvironment, before: TradingState, after: TradingState, whe
     value = jnp.abs(after.position - before.position) * price
     moved = before.position * (price - env.prices(before)) + after.position * (env.prices(after) - price)
     # What the equity lacks of what prices made of the positions was paid for the orders, each for its value.
-    cost = jnp.sum(moved) - (after.equity - before.equity)
+    cost = jnp.sum(moved) - (after.equity - before.equity) - (after.lost - before.lost)
     return Account(
         bar=after.index,
         equity=after.equity,

@@ -212,14 +212,12 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self, update: int | None) -> Iterator[None]:
-        try:
-            with together():
+        with together():  # another try would wait for a lost process
+            try:
                 yield
-        except ProcessLostError:  # which another try would wait for
-            raise
-        except Exception as error:  # as for reading
-            message = f"cannot write the checkpoint {self._folder / str(update)}: {first_line(error)}"
-            raise CheckpointError(message) from error
+            except Exception as error:  # as for reading
+                message = f"cannot write the checkpoint {self._folder / str(update)}: {first_line(error)}"
+                raise CheckpointError(message) from error
 
     def __enter__(self) -> Checkpoints:
         """Returns itself."""

@@ -327,9 +327,8 @@ def test_without_equity_nothing_more_is_bought():
 def test_drawdown_target_and_ruin_terminate_and_time_truncates():
     rising = np.linspace(1.0, 1.5, BARS)[:, None]
     hill = np.concatenate([rising[::2], rising[::-2]])
-    halved = np.where(np.arange(BARS) < 20, 2.0, 1.0)[
-        :, None
-    ]  # which leaves nothing at all of what was lent and put in
+    # Of a position of twice the equity that leaves nothing at all.
+    halved = np.where(np.arange(BARS) < 20, 2.0, 1.0)[:, None]
     levered = {"leverage": 2.0, "fraction": 2.0, "commission": 0.0}
     for prices, params, way, reached in (
         (rising, {"target": 0.2}, BUY, lambda equity, peak: equity >= 12_000),
@@ -398,10 +397,7 @@ def test_an_episode_that_ends_is_followed_by_the_next():
     _, stayed, moved = play(env, actions[:, :10])
     for name in ("external", "internal"):
         np.testing.assert_array_equal(steps.final_observation[name][:, 9], moved.observation[name][:, 9])
-        # What is computed for both may be rounded otherwise.
-        np.testing.assert_allclose(
-            steps.final_observation[name][:, :9], steps.observation[name][:, :9], rtol=1e-5, atol=1e-7
-        )
+        np.testing.assert_array_equal(steps.final_observation[name][:, :9], steps.observation[name][:, :9])
     assert (steps.final_observation["internal"][:, 9] != steps.observation["internal"][:, 9]).any()
     np.testing.assert_array_equal(stayed.equity[:, :9], states.equity[:, :9])
 

@@ -198,9 +198,7 @@ def test_a_lost_process_is_not_a_failed_write(tmp_path, monkeypatch, told):
 
     with Checkpoints(tmp_path) as checkpoints, monkeypatch.context() as patch:
         patch.setattr(checkpoints._manager, "wait_until_finished", lose)
-        with pytest.raises(
-            CheckpointError, match="cannot write the checkpoint"
-        ):  # alone there is none to lose
+        with pytest.raises(CheckpointError, match="cannot write"):  # alone there is none to lose
             checkpoints.wait()
         patch.setattr(jax, "process_count", lambda: 2)
         with pytest.raises(ProcessLostError, match=r"connection reset by peer.*--resume"):

@@ -134,9 +134,14 @@ class TradingEnvironment:
             following = state.first + self.stride
             following = jnp.where(following > self.starts[1], self.starts[0], following)
         ended = step.terminated | step.truncated
-        after = jax.tree.map(lambda new, old: jnp.where(ended, new, old), self._begin(following), after)
+        begun, final = self._begin(following), step.final_observation
+        after, internal = jax.tree.map(
+            lambda new, old: jnp.where(ended, new, old),
+            (begun, self._account(begun)),
+            (after, final["internal"]),
+        )
         # Where nobody asks for the final observation, one window is cut from the series, not two.
-        return after, step._replace(observation=self.observe(after))
+        return after, step._replace(observation={"external": self._window(after), "internal": internal})
 
     def move(self, key: Array, state: TradingState, action: PyTree) -> tuple[TradingState, TimeStep]:
         """Acts, and stays where the episode ends: the state that `step` replaces by the next episode's first.
@@ -158,11 +163,9 @@ class TradingEnvironment:
         ways = jnp.cumsum(moves.at[1:].add(gaps[1:]), axis=0)
         # XLA on a CPU computes a quotient once, with all that leads to it, but a sum anew for each part of the state:
         # so growth here, the fall from the peak below, and the margin used in `fill`.
-        equity = jnp.where(
-            state.equity == 0, 1.0, state.equity
-        )  # an account that is ruined may still be moved
-        growth = (gained - filled.cost + jnp.sum(filled.position[None] * ways, axis=1)) / equity
-        changes = growth * equity
+        base = jnp.where(state.equity == 0, 1.0, state.equity)  # a ruined account may still be moved
+        growth = (gained - filled.cost + jnp.sum(filled.position[None] * ways, axis=1)) / base
+        changes = growth * base
         equities = state.equity + changes
         peaks = jnp.maximum(state.peak, jax.lax.cummax(equities))
         terminated = (equities / peaks <= 1 - self.drawdown) | (equities >= (1 + self.target) * self.cash)
@@ -202,6 +205,12 @@ class TradingEnvironment:
 
     def observe(self, state: TradingState) -> dict[str, Array]:
         """What the agent sees of a state."""
+        return {"external": self._window(state), "internal": self._account(state)}
+
+    def _window(self, state: TradingState) -> Array:
+        return jax.lax.dynamic_slice_in_dim(self.signal, state.index - (self.window - 1), self.window)
+
+    def _account(self, state: TradingState) -> Array:
         most = max(map(abs, self.weights)) if self.weights is not None else self.stakes
         held = jnp.where(state.position == 0, 0, state.index - state.opened).astype(jnp.float32)
         account = jnp.stack([state.equity / self.cash - 1.0, 1.0 - state.equity / state.peak])
@@ -211,12 +220,7 @@ class TradingEnvironment:
             jnp.minimum(held / self.time_unit, 1.0),
             jnp.clip(account / self.profit_unit, -1.0, 1.0),
         ]
-        return {
-            "external": jax.lax.dynamic_slice_in_dim(
-                self.signal, state.index - (self.window - 1), self.window
-            ),
-            "internal": jnp.concatenate(internal),
-        }
+        return jnp.concatenate(internal)
 
     def _draw(self, key: Array) -> Array:
         """Where an episode begins, int32 `[]`."""
