@@ -134,14 +134,12 @@ class TradingEnvironment:
             following = state.first + self.stride
             following = jnp.where(following > self.starts[1], self.starts[0], following)
         ended = step.terminated | step.truncated
-        begun, final = self._begin(following), step.final_observation
-        after, internal = jax.tree.map(
-            lambda new, old: jnp.where(ended, new, old),
-            (begun, self._account(begun)),
-            (after, final["internal"]),
-        )
-        # Where nobody asks for the final observation, one window is cut from the series, not two.
-        return after, step._replace(observation={"external": self._window(after), "internal": internal})
+        after = jax.tree.map(lambda new, old: jnp.where(ended, new, old), self._begin(following), after)
+        # Where nobody asks for the final observation, one window is cut from the series, not two. Where somebody does and
+        # nothing ended, both are the same to the bit, however XLA rounds what it computes twice.
+        observation = self.observe(after)
+        final = jax.tree.map(lambda old, new: jnp.where(ended, old, new), step.final_observation, observation)
+        return after, step._replace(observation=observation, final_observation=final)
 
     def move(self, key: Array, state: TradingState, action: PyTree) -> tuple[TradingState, TimeStep]:
         """Acts, and stays where the episode ends: the state that `step` replaces by the next episode's first.
@@ -205,12 +203,6 @@ class TradingEnvironment:
 
     def observe(self, state: TradingState) -> dict[str, Array]:
         """What the agent sees of a state."""
-        return {"external": self._window(state), "internal": self._account(state)}
-
-    def _window(self, state: TradingState) -> Array:
-        return jax.lax.dynamic_slice_in_dim(self.signal, state.index - (self.window - 1), self.window)
-
-    def _account(self, state: TradingState) -> Array:
         most = max(map(abs, self.weights)) if self.weights is not None else self.stakes
         held = jnp.where(state.position == 0, 0, state.index - state.opened).astype(jnp.float32)
         account = jnp.stack([state.equity / self.cash - 1.0, 1.0 - state.equity / state.peak])
@@ -220,7 +212,12 @@ class TradingEnvironment:
             jnp.minimum(held / self.time_unit, 1.0),
             jnp.clip(account / self.profit_unit, -1.0, 1.0),
         ]
-        return jnp.concatenate(internal)
+        return {
+            "external": jax.lax.dynamic_slice_in_dim(
+                self.signal, state.index - (self.window - 1), self.window
+            ),
+            "internal": jnp.concatenate(internal),
+        }
 
     def _draw(self, key: Array) -> Array:
         """Where an episode begins, int32 `[]`."""
