@@ -135,7 +135,7 @@ class TradingEnvironment:
             following = jnp.where(following > self.starts[1], self.starts[0], following)
         ended = step.terminated | step.truncated
         after = jax.tree.map(lambda new, old: jnp.where(ended, new, old), self._begin(following), after)
-        # Where nobody asks for the final observation, one window is cut from the series, not two. Where somebody does and
+        # Where nobody asks for the final observation, one window is cut from the series, not two. Where one does and
         # nothing ended, both are the same to the bit, however XLA rounds what it computes twice.
         observation = self.observe(after)
         final = jax.tree.map(lambda old, new: jnp.where(ended, old, new), step.final_observation, observation)
