@@ -11,13 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from benchmarks.harness import Case, Program
-from btnn_jax.ae import (
-    AutoencoderOutput,
-    ChannelWiseConv2DAutoencoder,
-    Conv2DAutoencoder,
-    Conv2DEncoder,
-    KernelMonitor,
-)
+from btnn_jax.ae import AutoencoderOutput, ChannelWiseConv2DAutoencoder, Conv2DAutoencoder, Conv2DEncoder
+from btnn_jax.kernel_monitor import KernelMonitor
 
 STEPS = 8
 

@@ -18,7 +18,7 @@ import jax
 from btnn_jax import envs
 from btnn_jax.policies import init_params
 from btnn_jax.training.config import UnrealConfig
-from btnn_jax.training.unreal import make_unreal_policy
+from btnn_jax.training.modules import make_unreal_policy
 
 HOSTS = (1, 2, 8, 64, 256, 1024)
 

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax import lax
 
 from benchmarks.harness import Case, Program
-from btnn_jax.convolution import conv2d, deconv2d, depthwise_conv2d
+from btnn_jax.ops.convolution import conv2d, deconv2d, depthwise_conv2d
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 LOOPS = 4

@@ -17,7 +17,7 @@ import numpy as np
 import scipy.stats
 
 from btnn_jax.data.generators import sine_windows
-from btnn_jax.training.autoencode import make_autoencoder
+from btnn_jax.training.autoencoder import make_autoencoder
 from btnn_jax.training.config import AutoencoderConfig
 
 BETAS = (1.0, 4.0, 16.0, 64.0)

@@ -16,7 +16,8 @@ from btnn_jax import envs
 from btnn_jax.layers import Conv2D
 from btnn_jax.policies import AgentInput, PolicyOutput
 from btnn_jax.training.config import UnrealConfig
-from btnn_jax.training.unreal import make_unreal, make_unreal_policy
+from btnn_jax.training.modules import make_unreal_policy
+from btnn_jax.training.unreal import make_unreal
 
 PPO = UnrealConfig(
     num_envs=64, rollout_length=128, epochs=4, minibatches=8,

@@ -12,7 +12,7 @@ from jax import Array
 
 from benchmarks.harness import Case, Program
 from btnn_jax.losses import aac_loss, pc_loss, ppo_loss
-from btnn_jax.networks import pixel_change_2d_estimator
+from btnn_jax.ops.pixel_change import pixel_change_2d_estimator
 from btnn_jax.targets import pixel_control_targets
 
 Loss = Callable[..., Array]

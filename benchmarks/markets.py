@@ -21,7 +21,7 @@ import numpy as np
 
 from btnn_jax import envs
 from btnn_jax.envs.trading import make_held_out
-from btnn_jax.performance import Performance, bootstrap_interval
+from btnn_jax.envs.trading.performance import Performance, bootstrap_interval
 from btnn_jax.training.backtest import (
     DRAWS,
     STRATEGIES,
@@ -32,7 +32,8 @@ from btnn_jax.training.backtest import (
     trade_draws,
 )
 from btnn_jax.training.config import UnrealConfig
-from btnn_jax.training.unreal import make_unreal, make_unreal_policy
+from btnn_jax.training.modules import make_unreal_policy
+from btnn_jax.training.unreal import make_unreal
 
 BASE = UnrealConfig(
     algorithm="a2c",

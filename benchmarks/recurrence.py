@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.harness import Case, Program
-from btnn_jax.networks import LSTMNetwork, pixel_change_2d_estimator
+from btnn_jax.networks import LSTMNetwork
+from btnn_jax.ops.pixel_change import pixel_change_2d_estimator
 
 SIZE = 256
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from btnn_jax.cli import main
+from btnn_jax.cli.commands import main
 
 if __name__ == "__main__":
     sys.exit(main())

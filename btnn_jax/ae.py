@@ -17,11 +17,10 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jax import Array
 
-from btnn_jax.convolution import conv2d
-from btnn_jax.kernels import KernelMonitor
-from btnn_jax.layers import Conv2D, Linear
-from btnn_jax.networks import LayerNorm
-from btnn_jax.resize import resize2d, resize_conv2d, taps_come_first
+from btnn_jax.kernel_monitor import KernelMonitor
+from btnn_jax.layers import Conv2D, LayerNorm, Linear
+from btnn_jax.ops.convolution import conv2d
+from btnn_jax.ops.resize import resize2d, resize_conv2d, taps_come_first
 
 __all__ = [
     "AutoencoderOutput",
@@ -143,7 +142,7 @@ class Conv2DDecoder(nn.Module):
         `encoded_shapes` gives them.
       layer_config: that of the encoder.
       pad: "SAME" or "VALID".
-      resize_method: "bilinear", "nearest", "bicubic" or "area", see `btnn_jax.resize.resize2d`.
+      resize_method: "bilinear", "nearest", "bicubic" or "area", see `btnn_jax.ops.resize.resize2d`.
       dtype: type of computation.
       param_dtype: type of the parameters.
 

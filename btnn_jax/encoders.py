@@ -14,6 +14,8 @@ from btnn_jax.ae import AutoencoderOutput, BetaVAEConv2D
 from btnn_jax.layers import Conv2D, Linear
 from btnn_jax.networks import Conv2DNetwork
 
+__all__ = ["ObservationEncoder", "as_image", "check_shared", "image_stream", "one_stream"]
+
 PyTree = Any
 
 

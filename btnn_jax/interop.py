@@ -17,6 +17,8 @@ from jax.typing import ArrayLike
 
 from btnn_jax import ae, layers, networks
 
+__all__ = ["Params", "Shape", "from_btgym"]
+
 Params = dict[str, Any]
 Shape = tuple[int | None, ...]  # None: any size
 

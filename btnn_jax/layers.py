@@ -13,8 +13,21 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
+from jax import Array
 
-from btnn_jax.convolution import conv1d, conv2d, deconv2d, depthwise_conv2d
+from btnn_jax.ops.convolution import conv1d, conv2d, deconv2d, depthwise_conv2d
+
+__all__ = [
+    "Conv1D",
+    "Conv2D",
+    "Deconv2D",
+    "DepthwiseConv2D",
+    "LayerNorm",
+    "Linear",
+    "NoisyLinear",
+    "categorical_sample",
+    "noisy_linear",
+]
 
 # A forward pass alone makes its noisy kernel where that has at most this many times the elements of inputs and outputs;
 # where it has more, two products with its factors are cheaper.
@@ -345,3 +358,35 @@ class DepthwiseConv2D(nn.Module):
         bias = self.param("bias", self.bias_init, bias_shape, self.param_dtype) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         return _add_bias(depthwise_conv2d(x, kernel, self.stride, self.pad), bias)
+
+
+class LayerNorm(nn.Module):
+    """Zero mean and unit variance over `axes` together, then one scale and shift per channel (the last axis).
+
+    Ba et al. (2016), "Layer Normalization". Computed in float32, returned in `dtype` (None: as it came). What has
+    no variation at all, such as a black image, gives zeros before the shift, and a gradient as if its variance were 1.
+    """
+
+    axes: tuple[int, ...] = (-3, -2, -1)  # height, width and channels
+    epsilon: float = 1e-12
+    use_scale: bool = True
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Normalises `[..., C]`."""
+        y = x.astype(jnp.float32)
+        y = y - y.mean(self.axes, keepdims=True)
+        # Not E[x^2] - E[x]^2, which cancels badly beside so small an epsilon.
+        variance = jnp.square(y).mean(self.axes, keepdims=True)
+        # Beside no variance epsilon alone would make the gradient 1e6 times too large, once more in every layer.
+        y = y * jax.lax.rsqrt(jnp.where(variance > 0, variance + self.epsilon, 1))
+        if self.use_scale:
+            y = y * self._channels("scale", nn.initializers.ones, y)
+        y = y + self._channels("bias", nn.initializers.zeros, y)
+        return y.astype(self.dtype or x.dtype)
+
+    def _channels(self, name: str, initializer: Initializer, y: Array) -> Array:
+        values = self.param(name, initializer, y.shape[-1:], self.param_dtype)
+        return jnp.broadcast_to(values.astype(jnp.float32), y.shape)

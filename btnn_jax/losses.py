@@ -28,7 +28,20 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from btnn_jax.categorical import log_prob, log_prob_and_entropy, matching_leaves, one_hot
+from btnn_jax.ops.categorical import log_prob, log_prob_and_entropy, matching_leaves, one_hot
+
+__all__ = [
+    "AxisName",
+    "aac_loss",
+    "ae_loss",
+    "beta_vae_loss",
+    "explained_variance",
+    "masked_mean",
+    "pc_loss",
+    "ppo_loss",
+    "rp_loss",
+    "value_fn_loss",
+]
 
 PyTree = Any
 AxisName = str | tuple[str, ...]

@@ -7,22 +7,37 @@ What a loss reads (logits, values, q) and the recurrent state are float32 whatev
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from flax.core import unfreeze
-from flax.typing import Dtype, Initializer
+from flax.typing import Dtype
 from jax import Array
 
-from btnn_jax.convolution import deconv2d
-from btnn_jax.layers import Conv1D, Conv2D, DepthwiseConv2D, NoisyLinear, categorical_sample
-from btnn_jax.recurrence import LSTMState, lstm
+from btnn_jax._errors import check_choice
+from btnn_jax.layers import Conv1D, Conv2D, DepthwiseConv2D, LayerNorm, NoisyLinear, categorical_sample
+from btnn_jax.ops.convolution import deconv2d
+from btnn_jax.ops.lstm import LSTMState, lstm
+from btnn_jax.ops.pixel_change import pixel_change_2d_estimator, pixel_change_shape
+
+__all__ = [
+    "ActorCritic",
+    "Conv1DNetwork",
+    "Conv2DNetwork",
+    "DenseAACNetwork",
+    "DenseRPNetwork",
+    "DuellingPCNetwork",
+    "LSTMNetwork",
+    "LayerNorm",
+    "MakeLayer",
+    "pc_inner_shape",
+    "pixel_change_2d_estimator",
+    "pixel_change_shape",
+]
 
 PyTree = Any
 MakeLayer = Callable[..., nn.Module]  # a module's class, or a partial of one
@@ -33,38 +48,6 @@ def _call_noisy(layer: nn.Module, x: Array, deterministic: bool) -> Array:
     """Calls a layer that may or may not have noise to switch off, or may have decided that by itself."""
     undecided = getattr(layer, "deterministic", False) is None
     return layer(x, deterministic=deterministic) if undecided else layer(x)
-
-
-class LayerNorm(nn.Module):
-    """Zero mean and unit variance over `axes` together, then one scale and shift per channel (the last axis).
-
-    Ba et al. (2016), "Layer Normalization". Computed in float32, returned in `dtype` (None: as it came). What has
-    no variation at all, such as a black image, gives zeros before the shift, and a gradient as if its variance were 1.
-    """
-
-    axes: tuple[int, ...] = (-3, -2, -1)  # height, width and channels
-    epsilon: float = 1e-12
-    use_scale: bool = True
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Normalises `[..., C]`."""
-        y = x.astype(jnp.float32)
-        y = y - y.mean(self.axes, keepdims=True)
-        # Not E[x^2] - E[x]^2, which cancels badly beside so small an epsilon.
-        variance = jnp.square(y).mean(self.axes, keepdims=True)
-        # Beside no variance epsilon alone would make the gradient 1e6 times too large, once more in every layer.
-        y = y * jax.lax.rsqrt(jnp.where(variance > 0, variance + self.epsilon, 1))
-        if self.use_scale:
-            y = y * self._channels("scale", nn.initializers.ones, y)
-        y = y + self._channels("bias", nn.initializers.zeros, y)
-        return y.astype(self.dtype or x.dtype)
-
-    def _channels(self, name: str, initializer: Initializer, y: Array) -> Array:
-        values = self.param(name, initializer, y.shape[-1:], self.param_dtype)
-        return jnp.broadcast_to(values.astype(jnp.float32), y.shape)
 
 
 class Conv2DNetwork(nn.Module):
@@ -106,7 +89,7 @@ class Conv2DNetwork(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, deterministic: bool = True) -> Array:
         """Maps images to feature maps; `deterministic` switches dropout off."""
-        _check_choice("norm", self.norm, ("layer", None))
+        check_choice("norm", self.norm, ("layer", None))
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         for k, filters in enumerate(self.num_filters, 1):
             convolution = self.layer(
@@ -156,7 +139,7 @@ class Conv1DNetwork(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps signals to feature maps."""
-        _check_choice("norm", self.norm, ("layer", None))
+        check_choice("norm", self.norm, ("layer", None))
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         for k in range(1, self.num_layers + 1):
             y = Conv1D(
@@ -209,7 +192,7 @@ class _LSTMLayer(nn.Module):
 
 
 class LSTMNetwork(nn.Module):
-    """Stacked LSTM layers over time, see `btnn_jax.recurrence.lstm`.
+    """Stacked LSTM layers over time, see `btnn_jax.ops.lstm.lstm`.
 
     Attributes:
       layers: hidden size of each layer.
@@ -314,7 +297,7 @@ class DenseAACNetwork(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, deterministic: bool = False) -> ActorCritic:
         """Maps features `[N..., D]` to logits and value; `deterministic` switches the layers' noise off."""
-        _check_choice("logits_norm", self.logits_norm, ("layer_norm", None))
+        check_choice("logits_norm", self.logits_norm, ("layer_norm", None))
 
         def dense(size: int, name: str) -> Array:
             layer = self.linear(size, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
@@ -425,83 +408,6 @@ class DuellingPCNetwork(nn.Module):
         return jax.tree.unflatten(structure, jnp.split(q, ends, axis=-1))
 
 
-def pixel_change_2d_estimator(
-    state: Array, last_state: Array, stride: tuple[int, int] = (2, 2), pool: str = "mean"
-) -> Array:
-    """How much each cell of a frame has changed, the pseudo-reward of pixel control.
-
-    One pixel is cropped from each side (from top and bottom alone where `W <= 3`, as in signals), the
-    absolute difference is averaged over channels and pooled over cells of `stride` pixels. Cells that stick
-    out (padding SAME) average the pixels they have. Jaderberg et al. (2016), section 3.1.
-
-    Args:
-      state: frame `[N..., H, W, C]` of any type, bool and integers included.
-      last_state: the frame before it, same shape and type.
-      stride: height and width of a cell, in pixels.
-      pool: "mean" as in the paper, or "max" as in BTGym.
-
-    Returns:
-      float32 `[N..., h, w]` in the units of the frames (0 to 255 for uint8), see `pixel_change_shape`.
-
-    Raises:
-      ValueError: if shapes or types differ, nothing is left after the crop, or `pool` is unknown.
-
-    >>> frame = jnp.zeros([84, 84, 3], jnp.uint8)
-    >>> pixel_change_2d_estimator(frame, frame, stride=(4, 4)).shape
-    (21, 21)
-    """
-    _check_choice("pool", pool, ("mean", "max"))
-    if state.shape != last_state.shape or state.dtype != last_state.dtype or state.ndim < 3:
-        raise ValueError(
-            "state and last_state must be [N..., H, W, C] of one shape and type, "
-            f"got {state.shape} {state.dtype} and {last_state.shape} {last_state.dtype}"
-        )
-    channels = state.shape[-1]
-    cells = pixel_change_shape(state.shape[-3:], stride)
-    rows, columns = slice(1, -1), slice(None) if state.shape[-2] <= 3 else slice(1, -1)
-    change = _difference(state[..., rows, columns, :], last_state[..., rows, columns, :])
-
-    missing = [n * s - size for n, s, size in zip(cells, stride, change.shape[-3:-1], strict=True)]
-    pads = [(m // 2, m - m // 2) for m in missing]
-    inside = [np.pad(np.ones(n * s - m), p) for n, s, m, p in zip(cells, stride, missing, pads, strict=True)]
-    # 0 changes neither sum nor maximum.
-    change = jnp.pad(change, [(0, 0)] * (change.ndim - 3) + [*pads, (0, 0)])
-
-    # Sums of strided slices compile to one pass over the frames, a windowed reduction does not.
-    def over_channels(pixels: Array) -> Array:
-        return functools.reduce(jnp.add, [pixels[..., k].astype(jnp.float32) for k in range(channels)])
-
-    pixels = [over_channels(change[..., i :: stride[0], j :: stride[1], :]) for i, j in np.ndindex(*stride)]
-    if pool == "max":
-        return functools.reduce(jnp.maximum, pixels) / channels
-    counts = np.outer(*(axis.reshape(n, s).sum(1) for axis, n, s in zip(inside, cells, stride, strict=True)))
-    total = functools.reduce(jnp.add, pixels)
-    return total * jnp.broadcast_to(jnp.asarray(1 / (counts * channels), jnp.float32), total.shape)
-
-
-def _difference(a: Array, b: Array) -> Array:
-    """`|a - b|`, in one byte per pixel where the frames have one."""
-    if a.dtype == jnp.bool_:
-        return a ^ b
-    if jnp.issubdtype(a.dtype, jnp.unsignedinteger):
-        return jnp.maximum(a, b) - jnp.minimum(a, b)
-    return jnp.abs(a.astype(jnp.float32) - b.astype(jnp.float32))
-
-
-def pixel_change_shape(frame_shape: tuple[int, ...], stride: tuple[int, int] = (2, 2)) -> tuple[int, int]:
-    """Height and width of the grid that `pixel_change_2d_estimator` makes of frames `[H, W, C]`.
-
-    >>> pixel_change_shape((84, 84, 3), (4, 4))
-    (21, 21)
-    """
-    height, width, _ = frame_shape
-    if height < 3 or width < 1 or min(stride) < 1:
-        raise ValueError(
-            f"pixel change needs frames [H >= 3, W, C] and strides >= 1, got {frame_shape} and {stride}"
-        )
-    return -(-(height - 2) // stride[0]), -(-(width if width <= 3 else width - 2) // stride[1])
-
-
 def pc_inner_shape(
     frame_shape: tuple[int, ...],
     estimator_stride: tuple[int, int] = (2, 2),
@@ -551,8 +457,3 @@ def _check_channels(layer: int, channels: int, filters: int) -> None:
             f"layer {layer} would have {channels} * {filters} = {channels * filters} channels: depthwise convolutions "
             "multiply them, take fewer num_filters"
         )
-
-
-def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}, got {value!r}")

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+__all__ = ["Frames", "Replay", "ReplayState", "Window", "make_replay"]
+
 PyTree = Any
 
 

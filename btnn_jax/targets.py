@@ -20,6 +20,18 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+__all__ = [
+    "discounted_returns",
+    "gae",
+    "lambda_returns",
+    "n_step_returns",
+    "next_values",
+    "pixel_control_targets",
+    "reward_class",
+    "vtrace",
+    "window_mask",
+]
+
 
 def next_values(
     values: Array, last_value: ArrayLike, truncated: Array | None = None, final_values: Array | None = None

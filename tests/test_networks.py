@@ -18,9 +18,8 @@ from btnn_jax.networks import (
     DuellingPCNetwork,
     LSTMNetwork,
     pc_inner_shape,
-    pixel_change_2d_estimator,
-    pixel_change_shape,
 )
+from btnn_jax.ops.pixel_change import pixel_change_2d_estimator, pixel_change_shape
 
 ACTIONS = {"arm": {"left": 3, "right": 2}, "leg": 4}
 

@@ -7,18 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from btnn_jax import categorical
 from btnn_jax.layers import NoisyLinear
-from btnn_jax.networks import pixel_change_2d_estimator, pixel_change_shape
-from btnn_jax.policies import (
-    AgentInput,
-    UnrealPolicy,
-    action_distribution,
-    frozen_mask,
-    init_params,
-    make_policy,
-    with_pretrained,
-)
+from btnn_jax.ops import categorical
+from btnn_jax.ops.pixel_change import pixel_change_2d_estimator, pixel_change_shape
+from btnn_jax.parameters import frozen_mask, with_pretrained
+from btnn_jax.policies import AgentInput, UnrealPolicy, action_distribution, init_params, make_policy
 
 IMAGE = jax.ShapeDtypeStruct((10, 10, 4), bool)
 PHOTO = jax.ShapeDtypeStruct((42, 42, 3), jnp.uint8)

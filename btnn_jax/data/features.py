@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+__all__ = ["PERIODS", "features", "momentum", "moving_average", "volatility", "z_score"]
+
 PERIODS = (1, 4, 16, 64)
 """Rows that `features` looks back, by default."""
 

@@ -12,6 +12,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+__all__ = [
+    "FACTORS",
+    "ornstein_uhlenbeck",
+    "random_walk",
+    "regime_switching",
+    "sine",
+    "sine_windows",
+    "to_bars",
+]
+
 
 def sine(
     length: int,

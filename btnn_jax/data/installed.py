@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from btnn_jax.data.series import Series, load_csv
 
+__all__ = ["INSTALLED", "Installed", "load_installed"]
+
 
 class Installed(NamedTuple):
     """Where a series lies."""

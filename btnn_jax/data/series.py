@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+__all__ = ["BARS", "TIMES", "Gap", "Path", "Series", "gaps", "is_volume", "load_csv"]
+
 Path = str | os.PathLike[str]
 
 TIMES = ("time", "date", "datetime", "date time", "gmt time", "local time", "utc time", "timestamp")

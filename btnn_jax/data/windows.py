@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+__all__ = ["Scale", "fit_scale", "log_returns", "split", "windows"]
+
 
 def split(length: int, fractions: Sequence[float] = (0.7, 0.15, 0.15), *, embargo: int = 0) -> list[slice]:
     """Cuts time into parts that follow each other, such as training, validation and test.

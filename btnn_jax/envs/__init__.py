@@ -4,8 +4,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from btnn_jax._errors import check_known as _check_known
 from btnn_jax.envs.base import Environment, TimeStep, auto_reset, check_environment
-from btnn_jax.envs.base import check_known as _check_known
 from btnn_jax.envs.gymnax import gymnax_names, make_gymnax
 from btnn_jax.envs.probes import PROBES
 from btnn_jax.envs.trading import make_trading

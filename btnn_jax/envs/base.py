@@ -1,13 +1,14 @@
 """The protocol of an environment, and what every implementation of it shares."""
 
-import difflib
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+__all__ = ["Environment", "TimeStep", "auto_reset", "check_environment"]
 
 PyTree = Any
 
@@ -135,25 +136,3 @@ def _are_depths(depths: Any) -> bool:
     if isinstance(depths, Mapping):
         return len(depths) > 0 and all(map(_are_depths, depths.values()))
     return isinstance(depths, numbers.Integral) and depths > 0  # type: ignore[operator]
-
-
-def check_known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raises a `ValueError` of one line about the first name of `given` that is not in `known`.
-
-    >>> check_known("parameter of cart", ["gravty"], ["gravity", "mass"])
-    Traceback (most recent call last):
-    ValueError: unknown parameter of cart 'gravty'; did you mean 'gravity'?
-    """
-    known = sorted(known)
-    for name in given:
-        if name in known:
-            continue
-        lower = {candidate.lower(): candidate for candidate in known}
-        begun = [candidate for candidate in known if candidate.lower().startswith(name.lower())]
-        close = begun or [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3)]
-        hint = (
-            f"did you mean {' or '.join(map(repr, close[:3]))}?"
-            if close
-            else f"known: {', '.join(known) or 'none'}"
-        )
-        raise ValueError(f"unknown {what} {name!r}; {hint}")

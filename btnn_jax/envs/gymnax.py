@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from btnn_jax.envs.base import PyTree, TimeStep, check_known
-from btnn_jax.extras import import_extra
+from btnn_jax._errors import check_known, import_extra
+from btnn_jax.envs.base import PyTree, TimeStep
+
+__all__ = ["GymnaxEnvironment", "gymnax_names", "make_gymnax"]
 
 
 def _import_gymnax() -> Any:

@@ -16,6 +16,19 @@ from jax import Array
 
 from btnn_jax.envs.base import PyTree, TimeStep, auto_reset
 
+__all__ = [
+    "Probe",
+    "action",
+    "choice",
+    "constant",
+    "discount",
+    "heads",
+    "memory",
+    "observation",
+    "pixels",
+    "truncation",
+]
+
 
 class _Move(NamedTuple):
     """What an action does to the state."""

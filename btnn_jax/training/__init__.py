@@ -1,1 +1,1 @@
-"""Training: rollout, train step, checkpoints and metrics."""
+"""Pure training: configurations, rollouts, objectives and train steps; no files, no printing."""

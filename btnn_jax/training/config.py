@@ -6,6 +6,20 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Self
 
+__all__ = [
+    "ALGORITHMS",
+    "KINDS",
+    "PADS",
+    "POLICIES",
+    "PRECISIONS",
+    "RESIZE_METHODS",
+    "SCHEDULES",
+    "AutoencoderConfig",
+    "Config",
+    "LayerConfig",
+    "UnrealConfig",
+]
+
 ALGORITHMS = ("a2c", "ppo")
 POLICIES = ("unreal", "stacked_lstm")
 SCHEDULES = ("constant", "linear", "cosine")

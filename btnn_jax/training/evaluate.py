@@ -12,6 +12,8 @@ from flax.core import unfreeze
 from btnn_jax.envs.base import Environment
 from btnn_jax.policies import AgentInput, UnrealPolicy, action_distribution
 
+__all__ = ["Episodes", "make_evaluate", "make_evaluate_random", "play"]
+
 PyTree = Any
 Act = Callable[[jax.Array, AgentInput, PyTree], tuple[PyTree, PyTree]]
 

@@ -20,6 +20,8 @@ from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.objective import Hyperparameters
 from btnn_jax.training.unreal import TrainState, hyperparameters, make_unreal
 
+__all__ = ["DEVICES", "SHARDS", "Mapped", "by_shard", "make_mapped", "placed"]
+
 PyTree = Any
 DEVICES, SHARDS = "devices", "shards"
 

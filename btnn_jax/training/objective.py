@@ -11,11 +11,15 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from btnn_jax import categorical, losses, targets
-from btnn_jax.policies import AgentInput, PolicyOutput, State, UnrealPolicy, frozen_mask
+from btnn_jax import losses, targets
+from btnn_jax.ops import categorical
+from btnn_jax.parameters import frozen_mask
+from btnn_jax.policies import AgentInput, PolicyOutput, State, UnrealPolicy
 from btnn_jax.replay import Frames, Replay, ReplayState, Window
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.rollout import Rollout
+
+__all__ = ["Hyperparameters", "OnPolicy", "ReplayStep", "make_objective", "take", "to_replay"]
 
 PyTree = Any
 Metrics = dict[str, Array]

@@ -11,8 +11,10 @@ from flax.core import unfreeze
 
 from btnn_jax.encoders import as_image, image_stream, one_stream
 from btnn_jax.envs.base import Environment
-from btnn_jax.networks import pixel_change_2d_estimator
+from btnn_jax.ops.pixel_change import pixel_change_2d_estimator
 from btnn_jax.policies import AgentInput, PolicyOutput, State, UnrealPolicy, action_distribution
+
+__all__ = ["Actors", "Rollout", "make_rollout"]
 
 PyTree = Any
 

@@ -13,14 +13,23 @@ import optax
 from flax import struct
 
 from btnn_jax import losses, targets
-from btnn_jax.encoders import as_image, one_stream
 from btnn_jax.envs.base import Environment, check_environment
-from btnn_jax.policies import UnrealPolicy, frozen_mask, init_params, make_policy, with_pretrained
+from btnn_jax.parameters import frozen_mask, with_pretrained
+from btnn_jax.policies import UnrealPolicy, init_params
 from btnn_jax.replay import ReplayState, make_replay
-from btnn_jax.training.autoencode import default_layers, make_model
 from btnn_jax.training.config import UnrealConfig
+from btnn_jax.training.modules import make_unreal_policy
 from btnn_jax.training.objective import Hyperparameters, OnPolicy, make_objective, take, to_replay
 from btnn_jax.training.rollout import Actors, make_rollout
+
+__all__ = [
+    "TrainState",
+    "hyperparameters",
+    "make_optimizer",
+    "make_rate_left",
+    "make_unreal",
+    "minibatch_rows",
+]
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
@@ -39,28 +48,6 @@ class TrainState:
     key: jax.Array  # [], the learner's stream: noise, minibatches, replay
     update: jax.Array  # int32 [], calls of `step` so far
     skipped: jax.Array  # int32 [], gradient steps left out because they were not finite
-
-
-def make_unreal_policy(config: UnrealConfig, env: Environment, **overrides: Any) -> UnrealPolicy:
-    """The agent's network that `config` describes for `env`; `overrides` go to `make_policy`."""
-    fields = {
-        "kind": config.policy,
-        "num_filters": config.num_filters,
-        "hidden": config.hidden,
-        "lstm": config.lstm,
-        "noisy": config.noisy,
-        "pixel_control": config.pc_weight > 0,
-        "pc_cell": config.pc_cell,
-        "pc_stream": config.pc_stream,
-        "reward_prediction": config.rp_weight > 0,
-        "ae_stream": config.ae_stream,
-        "dtype": jnp.bfloat16 if config.precision == "bfloat16" else None,
-    }
-    if config.autoencoder is not None:
-        shape = as_image(one_stream(env.observation, config.ae_stream).shape)
-        layers = config.ae_layers or default_layers(shape, config.autoencoder)
-        fields["autoencoder"] = make_model(config.autoencoder, layers)
-    return make_policy(env.action_depths, env.observation, **{**fields, **overrides})
 
 
 def make_unreal(

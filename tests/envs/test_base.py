@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from btnn_jax import envs
-from btnn_jax.envs.base import check_known
+from btnn_jax._errors import check_known
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.unreal import make_unreal
 

@@ -13,10 +13,14 @@ import pytest
 
 from btnn_jax import cli, envs
 from btnn_jax.envs.trading import make_held_out
-from btnn_jax.performance import Performance
-from btnn_jax.training import backtest as module
+from btnn_jax.envs.trading.performance import Performance
+from btnn_jax.runs import backtests as module
+from btnn_jax.runs.agent import make_agent
+from btnn_jax.runs.backtests import backtest_run
+from btnn_jax.runs.checkpoint import Checkpoints
+from btnn_jax.runs.folder import CHECKPOINTS, METRICS, RunError
+from btnn_jax.runs.run import Run, create_run
 from btnn_jax.training.backtest import (
-    backtest_run,
     make_strategy,
     measure,
     periods_per_year,
@@ -25,10 +29,7 @@ from btnn_jax.training.backtest import (
     walk_forward,
     with_commission,
 )
-from btnn_jax.training.checkpoint import Checkpoints
 from btnn_jax.training.config import UnrealConfig
-from btnn_jax.training.folder import CHECKPOINTS, METRICS, Run, RunError, create_run
-from btnn_jax.training.run import make_agent
 
 LEARNED = {
     "data": "random_walk", "data_params": {"length": 400, "seed": 3}, "part": "train", "window": 4, "episode": 32,

@@ -10,9 +10,10 @@ from btnn_jax import envs
 from btnn_jax.policies import init_params
 from btnn_jax.replay import make_replay
 from btnn_jax.training.config import UnrealConfig
+from btnn_jax.training.modules import make_unreal_policy
 from btnn_jax.training.objective import OnPolicy, make_objective, take, to_replay
 from btnn_jax.training.rollout import make_rollout
-from btnn_jax.training.unreal import hyperparameters, make_unreal_policy, minibatch_rows
+from btnn_jax.training.unreal import hyperparameters, minibatch_rows
 
 CONFIG = UnrealConfig(
     num_envs=8, rollout_length=8, minibatches=4, epochs=3, hidden=(8,), lstm=(8,), replay_length=32, replay_batch=4,

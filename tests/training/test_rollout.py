@@ -3,9 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from btnn_jax import categorical, envs
+from btnn_jax import envs
 from btnn_jax.envs import TimeStep, auto_reset
-from btnn_jax.networks import pixel_change_2d_estimator
+from btnn_jax.ops import categorical
+from btnn_jax.ops.pixel_change import pixel_change_2d_estimator
 from btnn_jax.policies import init_params, make_policy
 from btnn_jax.training.rollout import make_rollout
 

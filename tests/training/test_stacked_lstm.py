@@ -8,7 +8,8 @@ from btnn_jax.envs.probes import Probe
 from btnn_jax.policies import StackedLSTMPolicy
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.evaluate import make_evaluate
-from btnn_jax.training.unreal import make_unreal, make_unreal_policy
+from btnn_jax.training.modules import make_unreal_policy
+from btnn_jax.training.unreal import make_unreal
 
 CONFIG = UnrealConfig(
     policy="stacked_lstm",

@@ -11,7 +11,8 @@ from btnn_jax import envs
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.evaluate import make_evaluate, make_evaluate_random
 from btnn_jax.training.mapping import make_mapped
-from btnn_jax.training.unreal import make_optimizer, make_rate_left, make_unreal, make_unreal_policy
+from btnn_jax.training.modules import make_unreal_policy
+from btnn_jax.training.unreal import make_optimizer, make_rate_left, make_unreal
 
 TINY = UnrealConfig(
     num_envs=4,

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+__all__ = ["Fill", "Rules", "add", "fill"]
+
 
 class Rules(NamedTuple):
     """How orders are sized and what they cost; static."""

@@ -13,6 +13,8 @@ from jax import Array
 from btnn_jax.envs.base import PyTree, TimeStep
 from btnn_jax.envs.trading.account import Rules, add, fill
 
+__all__ = ["ACTIONS", "TradingEnvironment", "TradingState"]
+
 ACTIONS = ("hold", "buy", "sell", "close")
 """What an action means where orders are given; with `weights`, an action is an index into them."""
 

@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from btnn_jax._errors import check_known
 from btnn_jax.data.features import PERIODS, features
 from btnn_jax.data.windows import split
-from btnn_jax.envs.base import check_known
 from btnn_jax.envs.trading.account import Rules
 from btnn_jax.envs.trading.environment import TradingEnvironment
 from btnn_jax.envs.trading.market import Data, Market, load_market
+
+__all__ = ["PARTS", "REWARDS", "SAMPLINGS", "make_held_out", "make_trading"]
 
 PARTS = ("train", "validation", "test")
 SAMPLINGS = ("random", "sequential", "sliding")

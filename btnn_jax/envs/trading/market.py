@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from btnn_jax._errors import check_known
 from btnn_jax.data import INSTALLED, Series, generators, load_csv, load_installed
 from btnn_jax.data.series import is_volume
-from btnn_jax.envs.base import check_known
+
+__all__ = ["BAR", "Data", "Market", "load_market"]
 
 Data = str | os.PathLike[str] | Series | np.ndarray | jax.Array
 

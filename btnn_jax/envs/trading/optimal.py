@@ -8,6 +8,8 @@ import numpy as np
 
 from btnn_jax.envs.trading.environment import ACTIONS, TradingEnvironment
 
+__all__ = ["Optimal", "optimal_policy"]
+
 
 class Optimal(NamedTuple):
     """The best actions of one episode of `S` steps, and what they come to."""

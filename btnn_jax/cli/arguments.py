@@ -1,0 +1,282 @@
+"""What the command line is made of: options for the fields of a configuration, values as people write them."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import re
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+from btnn_jax.training.config import (
+    ALGORITHMS,
+    KINDS,
+    PADS,
+    POLICIES,
+    PRECISIONS,
+    RESIZE_METHODS,
+    SCHEDULES,
+    Config,
+    LayerConfig,
+)
+
+__all__ = [
+    "Parser",
+    "Same",
+    "add_fields",
+    "assignment",
+    "at_least_one",
+    "at_least_zero",
+    "fractions",
+    "in_options",
+    "layers",
+    "option_of",
+    "positive",
+    "seed",
+    "whole",
+    "with_default",
+]
+
+_NAMES = {"total_steps": "--steps", "layer_config": "--layers"}
+_CHOICES = {
+    "algorithm": ALGORITHMS,
+    "policy": POLICIES,
+    "learning_rate_schedule": SCHEDULES,
+    "precision": PRECISIONS,
+    "autoencoder": KINDS,
+    "kind": KINDS,
+    "resize_method": RESIZE_METHODS,
+    "pad": PADS,
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers a mistake with one line instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the line and exits with 2."""
+        print(f"btnn-jax: error: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As argparse's, but what is not known is a mistake here, where the options that are can be named."""
+        given, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            option = unknown[0].partition("=")[0]
+            close = difflib.get_close_matches(option, self._option_string_actions, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return given, unknown
+
+
+class Same(argparse.Action):
+    """Keeps a value that may be given as an argument and as an option, once or twice the same."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Stores the value."""
+        if (before := getattr(namespace, self.dest, values)) != values:
+            parser.error(f"{before} and {values} were both given; choose one")
+        setattr(namespace, self.dest, values)
+
+
+def add_fields(
+    parser: argparse.ArgumentParser, config: type[Config], topics: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Adds an option for every field of a configuration, typed as the field is.
+
+    Args:
+      parser: where to.
+      config: the configuration.
+      topics: titles of groups, each with its fields and what they are called for.
+    """
+    types = typing.get_type_hints(config)
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    for title, fields in topics.items():
+        group = parser.add_argument_group(title)
+        for name, text in fields.items():
+            _add_field(group, name, types[name], with_default(text, defaults[name]))
+
+
+def option_of(name: str) -> str:
+    """What the field of a configuration is called on the command line."""
+    return _NAMES.get(name, "--" + name.replace("_", "-"))
+
+
+def in_options(message: str, config: type[Config]) -> str:
+    """A message of a configuration, with the names of its fields as they are on the command line.
+
+    Inside of it only names of several words are: `steps` may be just a word.
+
+    >>> from btnn_jax.training.config import UnrealConfig
+    >>> in_options("replay_length must be a multiple of rollout_length=32", UnrealConfig)
+    '--replay-length must be a multiple of --rollout-length=32'
+    """
+    known = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    names = re.compile(r"^\w+|\b[a-z]+_[a-z_]+\b")
+    return names.sub(lambda name: option_of(name[0]) if name[0] in known else name[0], message)
+
+
+def _add_field(group: Any, name: str, kind: Any, text: str) -> None:
+    option = option_of(name)
+    optional = type(None) in typing.get_args(kind)
+    if optional:
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    if kind is bool:
+        group.add_argument(option, dest=name, action=argparse.BooleanOptionalAction, help=text)
+        return
+    if name in _CHOICES:
+        choices: tuple[str | None, ...] = _CHOICES[name]
+        words = ",".join((*_CHOICES[name], "none") if optional else _CHOICES[name])
+        group.add_argument(
+            option,
+            dest=name,
+            type=_or_none(str, None) if optional else str,
+            choices=(*choices, None) if optional else choices,
+            metavar=f"{{{words}}}",
+            help=text,
+        )
+        return
+    parse, metavar = _PARSERS[kind]
+    if optional or Ellipsis in typing.get_args(kind):
+        parse = _or_none(parse, None if optional else ())
+    group.add_argument(option, dest=name, type=parse, metavar=metavar, help=text)
+
+
+def with_default(text: str, default: Any) -> str:
+    """A help text with the default in the words that the option takes.
+
+    >>> with_default("sizes", (128, 64))
+    'sizes (default: 128,64)'
+    """
+    if default is None or default == ():
+        default = "none"
+    elif isinstance(default, bool):
+        default = "yes" if default else "no"
+    elif isinstance(default, tuple):
+        default = ",".join(map(str, default))
+    return f"{text} (default: {default})"
+
+
+def _or_none(parse: Callable[[str], Any], none: Any) -> Callable[[str], Any]:
+    return lambda text: none if text.lower() == "none" else parse(text)
+
+
+def whole(text: str) -> int:
+    """A whole number, also written 2_000_000, 2e6, 2M or 500k."""
+    digits, scale = (text[:-1], {"k": 1e3, "M": 1e6}[text[-1]]) if text[-1:] in ("k", "M") else (text, 1)
+    try:
+        value = float(digits) * scale
+        if value.is_integer():
+            return int(value)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}")
+
+
+def at_least_one(text: str) -> int:
+    """A whole number of at least 1."""
+    return _bounded(whole(text), 1)
+
+
+def at_least_zero(text: str) -> int:
+    """A whole number of at least 0."""
+    return _bounded(whole(text), 0)
+
+
+def seed(text: str) -> int:
+    """What a key can be made of."""
+    value = whole(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"must be between 0 and {2**32 - 1}, got {text}")
+    return value
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    value = _number(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return value
+
+
+def fractions(text: str) -> tuple[float, ...]:
+    """Numbers of at least 0, with commas between them.
+
+    >>> fractions("0,1e-4")
+    (0.0, 0.0001)
+    """
+    values = tuple(_number(part) for part in text.split(","))
+    if not min(values) >= 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
+    return values
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """A name and its value, read as Python where it is some.
+
+    >>> assignment("length=3"), assignment("flag=true"), assignment("word=a=b")
+    (('length', 3), ('flag', True), ('word', 'a=b'))
+    """
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    try:
+        return name, ast.literal_eval(value.capitalize() if value in ("true", "false") else value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def layers(text: str) -> LayerConfig:
+    """Filters, filter size and stride of each layer.
+
+    >>> layers("32:3x1:2x1,4:3x3:1x1")
+    ((32, (3, 1), (2, 1)), (4, (3, 3), (1, 1)))
+    """
+    try:
+        parsed = []
+        for layer in text.split(","):
+            filters, size, stride = layer.split(":")
+            (height, width), (down, right) = (map(int, part.split("x")) for part in (size, stride))
+            parsed.append((int(filters), (height, width), (down, right)))
+        return tuple(parsed)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected layers as 32:3x1:2x1,16:3x1:2x1 (filters:size:stride), got {text!r}"
+        ) from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}") from None
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(whole(part) for part in text.split(","))
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _bounded(value: int, least: int) -> int:
+    if value < least:
+        raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
+    return value
+
+
+_PARSERS: dict[Any, tuple[Callable[[str], Any], str]] = {
+    int: (whole, "N"),
+    float: (_number, "X"),
+    str: (str, "NAME"),
+    tuple[int, int]: (_sizes, "N,N"),
+    tuple[int, ...]: (_sizes, "N,N"),
+    tuple[str, ...]: (_words, "NAME,NAME"),
+    LayerConfig: (layers, "N:HxW:HxW,..."),
+}
+"""How each type of field is read, and what its value is called in the help."""

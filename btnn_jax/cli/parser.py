@@ -1,0 +1,303 @@
+"""The command line of `btnn-jax`: every command, option and word of help.
+
+It imports neither JAX nor anything that does, so that help is there at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from btnn_jax.cli import arguments as options
+from btnn_jax.cli.arguments import with_default as _
+from btnn_jax.training.config import AutoencoderConfig, UnrealConfig
+
+__all__ = ["DEFAULT_ENV", "make_parser"]
+
+DEFAULT_ENV = "Breakout-MinAtar"
+
+EVALUATION: dict[str, Any] = {"episodes": 128, "max_steps": 10_000, "seed": 0, "best": False}
+"""How the episodes of an agent are evaluated by default."""
+
+HELP: dict[str, dict[str, str]] = {
+    "experience": {
+        "total_steps": "environment steps of the whole run; the schedules end there",
+        "shards": "learners side by side that average their gradients; --devices unless given",
+        "num_envs": "environments stepped side by side, in each shard",
+        "rollout_length": "steps of each environment per update; also the length of replayed sequences",
+        "discount": "of rewards, per step",
+        "gae_lambda": "of generalized advantage estimation",
+    },
+    "algorithm": {
+        "algorithm": "a2c makes one gradient step per rollout, ppo epochs * minibatches of them",
+        "epochs": "ppo: passes over each rollout",
+        "minibatches": "ppo: parts of each rollout, a divisor of --num-envs",
+        "ppo_epsilon": "ppo: how far the policy's probability ratio is followed",
+        "normalize_advantages": "scale advantages to mean 0 and deviation 1",
+        "value_weight": "weight of the value loss",
+        "entropy_beta": "weight of the policy's entropy",
+        "entropy_beta_final": "what --entropy-beta changes to linearly by the end; none keeps it",
+    },
+    "optimizer": {
+        "learning_rate": "Adam's step size",
+        "learning_rate_schedule": "linear and cosine go down to 0",
+        "max_grad_norm": "bound of the global norm of the gradients",
+        "adam_epsilon": "in Adam's denominator",
+    },
+    "auxiliary tasks (a weight of 0 leaves a task out)": {
+        "pc_weight": "weight of pixel control",
+        "vr_weight": "weight of value replay",
+        "rp_weight": "weight of reward prediction",
+        "pc_discount": "of pixel changes, per step",
+        "pc_cell": "pixels of a cell of the pixel-control grid: height,width",
+        "pc_stream": "observation stream that pixel control watches; none for the only one",
+        "rp_frames": "frames that reward prediction sees",
+        "rp_threshold": "rewards within [-X, X] count as zero",
+        "replay_length": "steps kept of each environment, a multiple of --rollout-length",
+        "replay_batch": "replayed sequences per gradient step",
+        "replay_burn_in": "steps that only refresh the recurrent state of a replayed sequence",
+        "rp_batch": "frame stacks per gradient step, half of them with a reward",
+    },
+    "network": {
+        "policy": "stacked_lstm has two LSTMs, for observation streams external and internal",
+        "num_filters": "channels of each convolution; none chooses by the observation's size",
+        "hidden": "sizes of the dense layers after the convolutions",
+        "lstm": "sizes of the recurrent layers; none for an agent without memory",
+        "noisy": "NoisyNet heads, which explore by noise in their weights",
+        "precision": "of the network's computations; parameters, memory, logits and losses are float32",
+        "frozen": "parameters that stay as they start, by how their paths start: encoder/autoencoder",
+    },
+    "an autoencoder as encoder": {
+        "autoencoder": "whose latent variables the agent sees in place of convolutions",
+        "ae_layers": "filters:size:stride of each of its layers; none chooses by the observation's shape",
+        "ae_stream": "observation stream that it encodes; none for the only one",
+        "ae_weight": "weight of its own loss, on what the agent sees",
+        "ae_beta": "weight of a beta_vae's divergence in its loss",
+    },
+}
+"""What every field of `UnrealConfig` is called for on the command line, by topic."""
+
+AUTOENCODER_HELP: dict[str, dict[str, str]] = {
+    "examples": {
+        "columns": "columns of a series; none for its bars, or for all but the volume where it has none",
+        "window": "rows of a window of a series",
+        "stride": "rows between the starts of two windows",
+        "frames": "frames of an environment, seen by random actions",
+        "stream": "which of an environment's observation streams; none for the only one",
+        "validation": "fraction of the time, at its end, that nothing is learned from",
+        "embargo": "rows or steps left out before it",
+    },
+    "network": {
+        "kind": "channel_wise has weights for each channel; beta_vae is variational",
+        "layer_config": "filters:size:stride of each layer of the encoder; none chooses by the example's shape",
+        "resize_method": "how the decoder makes features larger",
+        "pad": "of the convolutions",
+    },
+    "loss of a beta_vae": {
+        "beta": "weight of the divergence in nats, beside the likelihood of variance 1",
+        "beta_warmup_steps": "gradient steps in which beta rises linearly from 0",
+    },
+    "optimizer": {
+        "steps": "gradient steps of the whole run; the learning rate falls to 0 there",
+        "batch": "examples of a gradient step",
+        "learning_rate": "Adam's first step size",
+        "max_grad_norm": "bound of the global norm of the gradients",
+        "steps_per_update": "gradient steps between two measurements of the validation part",
+    },
+}
+"""What every field of `AutoencoderConfig` is called for on the command line, by topic."""
+
+
+def make_parser() -> options.Parser:
+    """The parser of all commands; `given.command` is the name of the chosen one."""
+    parser = options.Parser(
+        prog="btnn-jax",
+        description="Train agents with UNREAL's auxiliary tasks, and autoencoders, on the device.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_train_ae(commands)
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="play episodes with a trained agent and with a random one, or compare an autoencoder with PCA",
+        description="Play episodes with the agent of a run's newest checkpoint, and with a random one; let one that "
+        "trades do so on time that it has not learned on, beside simple strategies; or measure the reconstructions of "
+        "an autoencoder's run beside those of PCA.",
+        argument_default=argparse.SUPPRESS,  # what is not given must be known: each kind of run has its own
+        allow_abbrev=False,
+    )
+    evaluate.add_argument("run", metavar="RUN", help="folder of the run")
+    evaluate.add_argument(
+        "--episodes",
+        type=options.at_least_one,
+        metavar="N",
+        help=_("of each agent", EVALUATION["episodes"]),
+    )
+    evaluate.add_argument(
+        "--seed", type=options.seed, metavar="N", help=_("of the episodes", EVALUATION["seed"])
+    )
+    evaluate.add_argument(
+        "--max-steps",
+        type=options.at_least_one,
+        metavar="N",
+        help=_("where to cut an episode", EVALUATION["max_steps"]),
+    )
+    evaluate.add_argument(
+        "--best",
+        action="store_true",
+        help="the checkpoint with the highest return in training rather than the newest",
+    )
+    evaluate.add_argument(
+        "--part",
+        choices=("train", "validation", "test"),
+        help=_("of a trading run: which part of the time, one that it has not learned on", "test"),
+    )
+    evaluate.add_argument(
+        "--commission",
+        type=options.fractions,
+        metavar="X,X",
+        help="of a trading run: what it comes to at these commissions instead of the one learned with",
+    )
+
+    plot = commands.add_parser(
+        "plot",
+        help="draw the learning curve and the losses of one or several runs, or what an autoencoder does",
+        description="Draw the learning curve, the losses and the learner's vital signs of agents as one picture, "
+        "or an autoencoder's reconstructions, traversals and kernels as one PNG each.",
+        allow_abbrev=False,
+    )
+    plot.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run; several are drawn together")
+    plot.add_argument(
+        "--output",
+        metavar="FILE",
+        help="picture of the learning curves of agents, .png, .pdf or what else matplotlib writes "
+        "(default: curves.png in the first run's folder)",
+    )
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    train = _add_training(commands, "train", "an agent", "[ENV]", "ENV-ALGORITHM")
+    train.add_argument(
+        "env",
+        metavar="ENV",
+        nargs="?",
+        action=options.Same,
+        help=_("environment: trading, a probe, or one of gymnax", DEFAULT_ENV),
+    )
+    train.add_argument("--env", dest="env", metavar="ENV", action=options.Same, help="the same, as an option")
+    train.add_argument(
+        "--evaluate-episodes",
+        type=options.at_least_zero,
+        metavar="N",
+        help=_("episodes of the evaluation at the end; 0 for none", EVALUATION["episodes"]),
+    )
+    train.add_argument(
+        "--encoder",
+        metavar="RUN",
+        help="start with the autoencoder of this run of train-ae as encoder; --frozen encoder/autoencoder keeps it",
+    )
+    _add_devices(train)
+    options.add_fields(train, UnrealConfig, HELP)
+
+
+def _add_devices(train: Any) -> None:
+    devices = train.add_argument_group("devices and processes")
+    devices.add_argument(
+        "--devices",
+        type=options.at_least_one,
+        metavar="N",
+        help=_("how many of each process's to divide the shards among", 1),
+    )
+    devices.add_argument(
+        "--seeds",
+        type=options.at_least_one,
+        metavar="N",
+        help=_("agents that learn side by side in one program, from --seed on", 1),
+    )
+    devices.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="where process 0 of several listens; the same for all"
+    )
+    devices.add_argument("--process-id", type=options.at_least_zero, metavar="I", help="this process, from 0")
+    devices.add_argument("--num-processes", type=options.at_least_one, metavar="N", help="how many there are")
+
+
+def _add_train_ae(commands: Any) -> None:
+    train = _add_training(commands, "train-ae", "an autoencoder", "--data DATA", "DATA-KIND")
+    train.add_argument(
+        "--data",
+        metavar="DATA",
+        help="a CSV file of prices; eurusd, googl or stocks, which come with packages; or an environment",
+    )
+    options.add_fields(train, AutoencoderConfig, AUTOENCODER_HELP)
+
+
+def _add_training(commands: Any, name: str, what: str, words: str, folder: str) -> options.Parser:
+    """A command that trains `what`, with the options that all of them have."""
+    train: options.Parser = commands.add_parser(
+        name,
+        help=f"train {what}",
+        usage=f"btnn-jax {name} {words} [OPTION ...]",
+        description=f"Train {what}. Ctrl-C ends the run with a checkpoint that --resume goes on from.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32),
+        argument_default=argparse.SUPPRESS,  # what is not given must be known, for --resume
+        allow_abbrev=False,
+    )
+    train.add_argument(
+        "--env-param",
+        metavar="NAME=VALUE",
+        action="append",
+        type=options.assignment,
+        dest="env_params",
+        help="parameter of the environment; may be repeated",
+    )
+    train.add_argument(
+        "--seed", type=options.seed, metavar="N", help=_("the same seed gives the same run", 0)
+    )
+    files = train.add_argument_group("run")
+    where = files.add_mutually_exclusive_group()
+    where.add_argument(
+        "--run", metavar="FOLDER", help=f"where to keep it (default: runs/{folder}-seedN-DATE-TIME)"
+    )
+    where.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="go on with this run from its newest checkpoint, up to the length it was started with",
+    )
+    files.add_argument(
+        "--checkpoint-minutes",
+        type=options.positive,
+        default=5.0,
+        metavar="X",
+        help=_("time between checkpoints; there is always one at the end", 5),
+    )
+    files.add_argument(
+        "--keep",
+        type=options.at_least_one,
+        default=2,
+        metavar="N",
+        help=_("newest checkpoints to keep, besides the best", 2),
+    )
+    files.add_argument(
+        "--checkpoint",
+        type=options.at_least_zero,
+        default=None,
+        metavar="N",
+        help="with --resume: go on from this checkpoint; newer ones are moved aside (default: the newest)",
+    )
+    files.add_argument(
+        "--max-skipped",
+        type=options.at_least_zero,
+        default=1000,
+        metavar="N",
+        help=_("gradient steps that were not finite, and left out, after which the run gives up", 1000),
+    )
+    files.add_argument(
+        "--profile",
+        action="store_true",
+        default=False,
+        help="say where time and memory of the first updates go, and write a trace of some for TensorBoard",
+    )
+    return train

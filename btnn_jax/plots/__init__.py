@@ -1,0 +1,1 @@
+"""Pictures of runs: learning curves of agents, reconstructions of autoencoders, backtests."""

@@ -1,0 +1,226 @@
+"""How a run learned, as one picture."""
+
+from __future__ import annotations
+
+import pathlib
+import textwrap
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from btnn_jax._errors import import_extra
+from btnn_jax.runs.folder import Folder, RunError
+from btnn_jax.runs.metrics import read_metrics
+from btnn_jax.runs.progress import short
+from btnn_jax.runs.run import read_run
+from btnn_jax.runs.scores import Score, read_scores
+
+__all__ = ["COLOURS", "PANELS", "TASKS", "Curves", "Panel", "draw", "plot_runs", "read_curves", "smooth"]
+
+COLOURS = ("#2a6fbb", "#d1495b", "#3f8f5f", "#b7791f", "#7b5ea7", "#4f5d75")
+TASKS = ("-", "--", ":", "-.")
+
+
+class Curves(NamedTuple):
+    """What is known of one run."""
+
+    label: str
+    title: str
+    metrics: dict[str, np.ndarray]  # [N], by record
+    scores: dict[str, Score]
+
+
+class Panel(NamedTuple):
+    """One small plot: metrics that share an axis."""
+
+    title: str
+    unit: str
+    metrics: dict[str, str]  # metric -> its words in the legend
+    log: bool = False
+
+
+PANELS = (
+    Panel("Policy entropy", "nats", {"entropy": "entropy"}),
+    Panel("Value", "explained variance", {"explained_variance": "explained variance"}),
+    Panel("Value loss", "squared return", {"value_loss": "value loss"}, log=True),
+    Panel(
+        "Auxiliary losses",
+        "loss, unweighted",
+        {
+            "pixel_control_loss": "pixel control",
+            "value_replay_loss": "value replay",
+            "reward_prediction_loss": "reward prediction",
+        },
+        log=True,
+    ),
+    Panel("Policy change per update", "nats, fraction", {"approx_kl": "KL", "clip_fraction": "clipped"}),
+    Panel("Gradient norm", "before clipping", {"gradient_norm": "gradient norm"}, log=True),
+    Panel("Noise in the heads", "mean |sigma|", {"noise_sigma": "sigma"}),
+    Panel("Speed", "environment steps / s", {"steps_per_second": "steps / s"}),
+)
+
+
+def plot_runs(folders: Sequence[Folder], output: Folder | None = None) -> pathlib.Path:
+    """Draws the learning curves and the learner's vital signs of one or several runs.
+
+    Args:
+      folders: the runs', interrupted ones too.
+      output: the picture's file; None for `curves.png` in the first run's folder.
+
+    Returns:
+      The picture's file.
+
+    Raises:
+      RunError: a folder is not a run's, nothing has been recorded in it, or the picture cannot be written.
+      ModuleNotFoundError: matplotlib is not installed.
+    """
+    figure = draw([read_curves(folder) for folder in folders])
+    path = pathlib.Path(folders[0]) / "curves.png" if output is None else pathlib.Path(output)
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:  # no such folder, or no such kind of picture
+        raise RunError(f"cannot write {path}: {error}") from error
+    return path
+
+
+def read_curves(folder: Folder) -> Curves:
+    """Reads what is known of a run.
+
+    Raises:
+      RunError: the folder is not a run's, or nothing has been recorded in it.
+    """
+    run, metrics = read_run(folder), read_metrics(folder)
+    if not metrics:
+        raise RunError(f"nothing has been recorded in {folder} yet")
+    return Curves(pathlib.Path(folder).resolve().name, run.title, metrics, read_scores(folder))
+
+
+def draw(runs: Sequence[Curves]) -> Any:
+    """The picture of `runs` as a `matplotlib.figure.Figure`, without any of pyplot's state."""
+    figures = import_extra("matplotlib.figure", "plotting")
+    panels = [panel for panel in PANELS if any(name in run.metrics for run in runs for name in panel.metrics)]
+    columns = 4
+    rows = -(-len(panels) // columns)
+    figure = figures.Figure(figsize=(14, 4.6 + 2.4 * rows), layout="constrained")
+    figure.get_layout_engine().set(wspace=0.05, hspace=0.06)
+    grid = figure.add_gridspec(1 + rows, columns, height_ratios=[2.1] + [1] * rows)
+    titles = list(dict.fromkeys(run.title for run in runs))
+    figure.suptitle(textwrap.fill(" / ".join(titles), 100), fontsize=15, fontweight="bold")
+    _draw_returns(figure.add_subplot(grid[0, :]), runs)
+    for index, panel in enumerate(panels):
+        axes = figure.add_subplot(grid[1 + index // columns, index % columns])
+        _draw_panel(axes, panel, runs)
+    return figure
+
+
+def _draw_returns(axes: Any, runs: Sequence[Curves]) -> None:
+    for run, colour in zip(runs, _colours(runs), strict=True):
+        steps, returns = _finite(run.metrics, "episode_return")
+        name = run.label if len(runs) > 1 else "training episodes"
+        axes.plot(steps, returns, color=colour, alpha=0.25, linewidth=1)
+        axes.plot(steps, smooth(returns), color=colour, linewidth=2.2, label=name, **_dots(steps))
+        if len(runs) == 1 and "greedy" in run.scores:
+            score = run.scores["greedy"]
+            error = "" if score.standard_error is None else f" ± {score.standard_error:.2g}"
+            axes.plot(
+                run.metrics["steps"][-1],
+                score.mean_return,
+                color=colour,
+                marker="o",
+                markersize=8,
+                linestyle="none",
+                clip_on=False,
+                label=f"evaluated, greedy: {score.mean_return:.3g}{error}",
+            )
+    random = [run.scores["random"].mean_return for run in runs if "random" in run.scores]
+    if random:
+        axes.axhline(
+            float(np.mean(random)),
+            color="#777777",
+            linestyle="--",
+            linewidth=1.2,
+            label=f"random: {np.mean(random):.3g}",
+        )
+    _style(axes, "Return of an episode", "undiscounted return", runs)
+    axes.set_xlabel("environment steps")
+    axes.legend(frameon=False, fontsize=10, loc="best")
+
+
+def _draw_panel(axes: Any, panel: Panel, runs: Sequence[Curves]) -> None:
+    present = [name for name in panel.metrics if any(name in run.metrics for run in runs)]
+    for run, colour in zip(runs, _colours(runs), strict=True):
+        for index, name in enumerate(present):
+            if name not in run.metrics:
+                continue
+            # One run has a colour for each metric; several have a colour each, and a dash for each metric.
+            line, dash = (COLOURS[index], "-") if len(runs) == 1 else (colour, TASKS[index])
+            steps, values = _finite(run.metrics, name)
+            label = panel.metrics[name] if run is runs[0] and len(present) > 1 else None
+            axes.plot(steps, values, color=line, alpha=0.2, linewidth=0.8)
+            axes.plot(
+                steps, smooth(values), color=line, linestyle=dash, linewidth=1.5, label=label, **_dots(steps)
+            )
+    if panel.log and _spans_decades(runs, present):
+        axes.set_yscale("log")
+    _style(axes, panel.title, panel.unit, runs)
+    if len(present) > 1:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """The mean of each value and its neighbours, over a twentieth of all, fewer at both ends.
+
+    >>> smooth(np.arange(5.0))
+    array([0., 1., 2., 3., 4.])
+    """
+    index = np.arange(len(values))
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    # As many on either side, so that a straight line stays one.
+    reach = np.minimum(len(values) // 40, np.minimum(index, index[::-1]))
+    return (total[index + reach + 1] - total[index - reach]) / (2 * reach + 1)
+
+
+def _finite(metrics: dict[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:
+    values = metrics.get(name, np.full_like(metrics["steps"], np.nan))
+    known = np.isfinite(values)
+    return metrics["steps"][known], values[known]
+
+
+def _dots(steps: np.ndarray) -> dict[str, Any]:
+    """Shows the points of a curve that has so few that there may be no line to see."""
+    return {"marker": "o", "markersize": 4, "clip_on": False} if len(steps) < 5 else {}
+
+
+def _spans_decades(runs: Sequence[Curves], names: Sequence[str]) -> bool:
+    """Whether the values ask for a logarithmic axis: positive, and more than a factor of 10 apart."""
+    values = np.concatenate([_finite(run.metrics, name)[1] for run in runs for name in names])
+    return values.size > 0 and values.min() > 0 and bool(values.max() > 10 * values.min())
+
+
+def _colours(runs: Sequence[Curves]) -> list[str]:
+    return [COLOURS[index % len(COLOURS)] for index in range(len(runs))]
+
+
+def _style(axes: Any, title: str, unit: str, runs: Sequence[Curves]) -> None:
+    ticker = import_extra("matplotlib.ticker", "plotting")
+    axes.set_title(title, fontsize=11, loc="left", fontweight="bold")
+    axes.set_ylabel(unit, fontsize=9)
+    axes.set_xlim(0, max(run.metrics["steps"][-1] for run in runs))
+    words = ticker.FuncFormatter(lambda value, _: short(value))
+    round_steps = [1, 2, 2.5, 5, 10]
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(5, steps=round_steps))
+    axes.xaxis.set_major_formatter(words)
+    if axes.get_yscale() == "linear":
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=round_steps))
+        if max(map(abs, axes.get_ylim())) >= 1000:
+            axes.yaxis.set_major_formatter(words)
+    else:
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+        axes.yaxis.set_major_formatter(words)
+        axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+    axes.tick_params(labelsize=9)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

@@ -1,0 +1,1 @@
+"""Runs on the host: folders, checkpoints, metrics, progress and processes around the pure train steps."""

@@ -1,0 +1,269 @@
+"""A whole run on the host: the pure train step in a loop, with files, progress and an orderly end.
+
+>>> result = train("CartPole-v1", UnrealConfig(pc_weight=0), folder="runs/cart")  # doctest: +SKIP
+>>> result = resume("runs/cart")  # after an interruption # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Unpack
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from btnn_jax import envs, losses
+from btnn_jax.data import INSTALLED
+from btnn_jax.envs.base import Environment, PyTree
+from btnn_jax.envs.trading.market import GENERATORS
+from btnn_jax.policies import UnrealPolicy
+from btnn_jax.training.config import UnrealConfig
+from btnn_jax.runs.folder import Folder, RunError, default_folder
+from btnn_jax.runs.run import Run, create_run, read_run
+from btnn_jax._errors import first_line
+from btnn_jax.runs.sources import lasting_source
+from btnn_jax.runs.loop import LoopOptions, Program, run_loop
+from btnn_jax.training.mapping import by_shard, make_mapped, placed
+from btnn_jax.runs.metrics import OF_EPISODES
+from btnn_jax.runs.processes import first_only
+from btnn_jax.runs.sources import make_env
+from btnn_jax.runs.progress import Reporter, make_reporter
+from btnn_jax.training.rollout import make_rollout
+from btnn_jax.training.unreal import TrainState, make_unreal
+from btnn_jax.training.modules import make_unreal_policy
+
+__all__ = ["Agent", "RunResult", "first_devices", "make_agent", "resume", "train"]
+
+
+class RunResult(NamedTuple):
+    """How a run ended."""
+
+    folder: pathlib.Path
+    run: Run
+    state: TrainState
+    steps: int  # environment steps in all
+    seconds: float  # of training, without compilation, in all sessions of the run
+    stopped: int | None  # the signal that stopped it; None if it came to its end
+
+
+def train(
+    env: str,
+    config: UnrealConfig,
+    *,
+    seed: int = 0,
+    seeds: int = 1,
+    folder: Folder | None = None,
+    env_params: Mapping[str, Any] | None = None,
+    pretrained: PyTree | None = None,
+    reporter: Reporter | None = None,
+    devices: int = 1,
+    **loop: Unpack[LoopOptions],
+) -> RunResult:
+    """Trains an agent, or several side by side, and keeps all about it in a folder.
+
+    Metrics are recorded at most every `log_seconds`, as the mean over the updates since the last record, and over the
+    seeds. A SIGINT or SIGTERM ends the run after the updates under way, with a checkpoint; a second one has its usual
+    effect.
+
+    In a run of several processes (`btnn_jax.runs.processes.connect`) all of them call this with the same
+    arguments, and with a folder that all of them see.
+
+    Args:
+      env: a name that `btnn_jax.envs.make` knows.
+      config: what to learn and how; its `shards` are divided among the devices.
+      seed: two runs with the same seed are the same.
+      seeds: agents of their own that learn in one program, from the seeds `seed` to `seed + seeds - 1`; every part of
+        the state leads with an axis of them if there are several.
+      folder: new or empty; None for `runs/<env>-<algorithm>-seed<seed>-<date-time>`.
+      env_params: parameters of the environment.
+      pretrained: parameters to start from in place of random ones, see `make_unreal`.
+      reporter: what is told of the progress; None for a bar on a terminal and lines elsewhere.
+      devices: how many of each process's to use.
+      **loop: `checkpoint_minutes`, `keep`, `log_seconds`, `max_skipped`, `profile`, see
+        `btnn_jax.runs.loop.run_loop`.
+
+    Raises:
+      RunError: the folder already holds something, the environment or one of its parameters is unknown, the agent
+        does not fit it, or the shards do not fit the devices; and as `run_loop`.
+      ModuleNotFoundError: a package of the extra `train` is missing.
+    """
+    params = dict(env_params or {})
+    if "data" in params:
+        params["data"] = lasting_source(params["data"], (*GENERATORS, *INSTALLED))
+    run = Run(env, config, seed, params, seeds, pretrained is not None)
+    agent = make_agent(run, pretrained, devices=devices)  # before the folder: what cannot be run leaves none
+    path = pathlib.Path(
+        folder if folder is not None else default_folder(run.env, run.config.algorithm, run.seed)
+    )
+    with first_only("making the folder") as first:
+        if first:
+            create_run(path, run)
+    return _go(path, run, agent, reporter, **loop)
+
+
+def resume(
+    folder: Folder, *, reporter: Reporter | None = None, devices: int = 1, **loop: Unpack[LoopOptions]
+) -> RunResult:
+    """Goes on with a run from a checkpoint, as if it had never stopped; see `train`.
+
+    Args:
+      folder: the run's.
+      reporter: what is told of the progress.
+      devices: may differ from those of before.
+      **loop: as for `train`, and `checkpoint`, which one to go on from.
+
+    Raises:
+      RunError: the folder is not a run's, its checkpoint cannot be read, or the shards do not fit the devices.
+    """
+    path, run = pathlib.Path(folder), read_run(folder)
+    agent = make_agent(run, devices=devices)
+    if run.pretrained:
+        agent = agent._replace(init=_no_second_start)
+    return _go(path, run, agent, reporter, **loop)
+
+
+def _no_second_start(seed: ArrayLike) -> TrainState:
+    """For a run that was killed before its first checkpoint."""
+    del seed
+    raise RunError("the run has no checkpoint yet, and only there were the parameters that it started from")
+
+
+class Agent(NamedTuple):
+    """A run's environment, network and train step."""
+
+    env: Environment
+    policy: UnrealPolicy
+    init: Callable[[ArrayLike], TrainState]  # seed -> state
+    step: Callable[[TrainState], tuple[TrainState, dict[str, jax.Array]]]
+    state: TrainState  # of shapes only, and of where they lie
+    metrics: dict[str, jax.Array]  # those of one step, of shapes only
+    everywhere: jax.sharding.Sharding | None  # of what lies on all devices; None for the one there is
+    act: Callable[[TrainState], PyTree]  # the rollouts of one step alone
+
+
+def make_agent(run: Run, pretrained: PyTree | None = None, *, devices: int = 1) -> Agent:
+    """Binds all that `run` names; `pretrained` as for `make_unreal`, `devices` as for `train`.
+
+    Raises:
+      RunError: the environment or one of its parameters is unknown, the agent does not fit it, what the configuration
+        asks for cannot be computed, or the shards do not fit the devices.
+    """
+    env, config = make_env(run.env, run.env_params), run.config
+    used = first_devices(devices)
+    if config.shards % len(used):
+        raise RunError(
+            f"the run's {config.shards} shards cannot be divided equally among {len(used)} devices"
+        )
+    try:
+        policy = make_unreal_policy(config, env)
+        everywhere, act = None, _acting(config, env, policy)
+        if config.shards == 1:
+            init, step = make_unreal(config, env, policy=policy, pretrained=pretrained)
+        else:
+            mapped = make_mapped(config, env, devices=used, policy=policy, pretrained=pretrained)
+            init, step = mapped.init, mapped.step
+            if len(used) > 1:
+                everywhere = mapped.shardings.params
+            act = _of_shards(act, mapped.shardings)
+        start, advance = _of_seeds(init, step, run.seeds)
+        # Traced here, and not again when it is compiled into the loop.
+        advance = jax.jit(advance, inline=True)
+        state = jax.eval_shape(start, np.uint32(0))
+        _, metrics = jax.eval_shape(advance, state)
+    except ValueError as error:
+        raise RunError(f"no agent fits {run.env} with this configuration: {first_line(error)}") from error
+    if everywhere is not None:
+        state = placed(state, mapped.shardings, lead=int(run.seeds > 1))
+    return Agent(
+        env, policy, start, advance, state, metrics, everywhere, jax.vmap(act) if run.seeds > 1 else act
+    )
+
+
+def first_devices(count: int) -> list[jax.Device]:
+    """The first `count` devices of each process.
+
+    Raises:
+      RunError: there are fewer.
+    """
+    here = len(jax.local_devices())
+    if count > here:
+        raise RunError(f"{count} devices were asked for, but there are {here} of {jax.default_backend()}")
+    every = range(jax.process_count())
+    return [device for index in every for device in jax.local_devices(process_index=index)[:count]]
+
+
+def _acting(config: UnrealConfig, env: Environment, policy: UnrealPolicy) -> Callable[[TrainState], PyTree]:
+    """The rollout of one step, which is measured alone."""
+    cell = config.pc_cell if config.pc_weight else None
+    size = config.num_envs, config.rollout_length
+    _, rollout = make_rollout(env, policy, *size, pc_cell=cell, pc_stream=config.pc_stream)
+
+    def act(state: TrainState) -> PyTree:
+        actors = state.actors._replace(keys=jax.random.clone(state.actors.keys))  # the step will use them
+        return rollout(state.params, actors, jax.random.clone(state.key))
+
+    return act
+
+
+def _of_shards(act: Callable[[TrainState], PyTree], shardings: TrainState) -> Callable[[TrainState], PyTree]:
+    """The rollouts of all shards, each on its device."""
+    specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
+    every = jax.vmap(act, in_axes=(by_shard(each=0, all_=None),))
+    each: Any = shardings.key
+    return jax.shard_map(every, mesh=each.mesh, in_specs=(specs,), out_specs=each.spec, check_vma=False)
+
+
+def _of_seeds(init: Callable, step: Callable, seeds: int) -> tuple[Callable, Callable]:
+    """`seed -> state` and the step, for one seed or for several side by side, whose metrics are averaged."""
+
+    def start(seed: ArrayLike) -> TrainState:
+        if seeds == 1:
+            return init(jax.random.key(seed))
+        every = jnp.asarray(seed, jnp.uint32) + jnp.arange(seeds, dtype=jnp.uint32)
+        return jax.vmap(lambda seed: init(jax.random.key(seed)))(every)
+
+    def advance(state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
+        if seeds == 1:
+            return step(state)
+        state, metrics = jax.vmap(step)(state)
+        finished = metrics["episode_length"] > 0
+        means = {
+            name: losses.masked_mean(x, finished if name in OF_EPISODES else None)
+            for name, x in metrics.items()
+        }
+        deviations = jnp.square(metrics["episode_return"] - means["episode_return"])
+        return state, means | {"episode_return_std": jnp.sqrt(losses.masked_mean(deviations, finished))}
+
+    return start, advance
+
+
+def _go(
+    folder: pathlib.Path,
+    run: Run,
+    agent: Agent,
+    reporter: Reporter | None,
+    **loop: Unpack[LoopOptions],
+) -> RunResult:
+    seeds = f"seed {run.seed}" if run.seeds == 1 else f"seeds {run.seed} to {run.seed + run.seeds - 1}"
+    program = Program(
+        title=f"{run.title}, {seeds}",
+        init=agent.init,
+        step=agent.step,
+        state=agent.state,
+        metrics=agent.metrics,
+        num_updates=run.config.num_updates,
+        steps_per_update=run.config.steps_per_update,
+        result=_result,
+        score=lambda metrics: metrics.get("episode_return"),
+        everywhere=agent.everywhere,
+        act=agent.act,
+    )
+    outcome = run_loop(folder, program, seed=run.seed, reporter=reporter or make_reporter(), **loop)
+    return RunResult(folder, run, *outcome)
+
+
+def _result(metrics: dict[str, float]) -> str:
+    return f"return {metrics['episode_return']:.2f}" if "episode_return" in metrics else "return -"

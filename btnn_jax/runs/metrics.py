@@ -1,0 +1,197 @@
+"""Metrics: averaged on the device, written as JSON lines and TensorBoard events, and read back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import pathlib
+import time
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from btnn_jax._errors import import_extra
+from btnn_jax.runs.folder import EVENTS, METRICS, Folder, RunError, write_text
+
+__all__ = ["LATEST", "OF_EPISODES", "Means", "MetricsWriter", "add_metrics", "no_means", "read_means", "read_metrics"]
+
+# Running counts, schedules, and what was measured at the end: their mean says nothing.
+LATEST = ("skipped", "learning_rate", "beta", "validation_loss", "validation_kl")
+# Undefined until an episode has finished.
+OF_EPISODES = ("episode_return", "episode_length", "episode_return_std")
+
+
+class Means(NamedTuple):
+    """Metrics of several updates on the device."""
+
+    total: dict[str, jax.Array]  # float32 [], sum over updates; of `LATEST` the newest value
+    updates: jax.Array  # int32 []
+    with_episodes: jax.Array  # int32 [], updates before which an episode had finished
+
+
+def no_means(metrics: Any) -> Means:
+    """The means of no update, for metrics of these names (a dict with any values)."""
+    zero = jnp.zeros((), jnp.int32)
+    return Means({name: jnp.zeros(()) for name in metrics}, zero, zero)
+
+
+def add_metrics(means: Means, metrics: dict[str, jax.Array]) -> Means:
+    """The means of one more update; pure."""
+    finished = jnp.asarray(metrics.get("episode_length", 0) > 0, jnp.int32)
+    return Means(
+        {name: x if name in LATEST else means.total[name] + x for name, x in metrics.items()},
+        means.updates + 1,
+        means.with_episodes + finished,
+    )
+
+
+def read_means(means: Means) -> dict[str, float]:
+    """Fetches the means from the device, without what no update could know; waits for the device."""
+    host = jax.device_get(means)
+    averaged = {}
+    for name, total in host.total.items():
+        count = 1 if name in LATEST else host.with_episodes if name in OF_EPISODES else host.updates
+        if count > 0:
+            averaged[name] = float(total) / int(count)
+    return averaged
+
+
+class MetricsWriter:
+    """Appends records to `metrics.jsonl` and to TensorBoard's events in a run's folder; a context manager.
+
+    Args:
+      folder: the run's.
+      resume_from: steps to go on from: later records, of a run that was killed, are dropped.
+      silent: writes nothing: another process does.
+
+    Attributes:
+      seconds: of training up to `resume_from`.
+
+    Raises:
+      ModuleNotFoundError: tensorboardX is not installed.
+    """
+
+    def __init__(self, folder: Folder, *, resume_from: int = 0, silent: bool = False) -> None:
+        path = pathlib.Path(folder) / METRICS
+        self.seconds = 0.0
+        self._silent = silent
+        if silent:
+            return
+        if path.exists():
+            kept = [record for record in _records(path) if record["steps"] <= resume_from]
+            write_text(path, "".join(_line(record) for record in kept))
+            self.seconds = kept[-1]["seconds"] if kept else 0.0
+        self._events = _Events(path.with_name(EVENTS), resume_from)
+        self._file = path.open("a")
+
+    def write(self, steps: int, seconds: float, metrics: dict[str, float]) -> None:
+        """Appends one record.
+
+        Args:
+          steps: so far.
+          seconds: of training so far.
+          metrics: name -> value; a value that is not finite becomes null.
+
+        Raises:
+          OSError: the disk does not take it; the next call tries again.
+        """
+        if self._silent:
+            return
+        self._file.write(_line({"steps": steps, "seconds": seconds, **metrics}))
+        self._events.write(steps, metrics)
+        self._file.flush()
+        self._events.flush()
+
+    def __enter__(self) -> MetricsWriter:
+        """Returns itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the files."""
+        if self._silent:
+            return
+        for file in (self._file, self._events):
+            with contextlib.suppress(OSError):  # of which the last `write` has told
+                file.close()
+
+
+class _Events:
+    """A file of TensorBoard's events.
+
+    It is written without the thread of tensorboardX's `SummaryWriter`, which a full disk ends and whose end nobody
+    is told of: the training would wait for it for ever.
+    """
+
+    def __init__(self, folder: pathlib.Path, resume_from: int) -> None:
+        purpose = "writing TensorBoard's events"
+        self._event = import_extra("tensorboardX.proto.event_pb2", purpose)
+        self._summary = import_extra("tensorboardX.proto.summary_pb2", purpose).Summary
+        folder.mkdir(exist_ok=True)
+        self._file = import_extra("tensorboardX.event_file_writer", purpose).EventsWriter(
+            str(folder / "events"), f".{resume_from}"
+        )
+        self.flush, self.close = self._file.flush, self._file.close
+        # TensorBoard hides what a killed run wrote after these steps.
+        start = self._event.SessionLog(status=self._event.SessionLog.START)
+        self._write(resume_from + 1, session_log=start)
+
+    def write(self, steps: int, metrics: dict[str, float]) -> None:
+        values = [self._summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self._write(steps, summary=self._summary(value=values))
+
+    def _write(self, steps: int, **what: Any) -> None:
+        self._file.write_event(self._event.Event(wall_time=time.time(), step=steps, **what))
+
+
+def read_metrics(folder: Folder) -> dict[str, np.ndarray]:
+    """Reads `metrics.jsonl` of a run.
+
+    Returns:
+      name -> float64 `[N]`, one value for each record, NaN where it has none; `steps` and `seconds` are names
+      too. Empty where nothing has been recorded.
+
+    Raises:
+      RunError: there is no such file, or a line of it is damaged.
+    """
+    path = pathlib.Path(folder) / METRICS
+    if not path.is_file():
+        raise RunError(f"{folder} has no {METRICS}")
+    records = _records(path)
+    names = dict.fromkeys(name for record in records for name in record)
+    return {
+        name: np.array(
+            [math.nan if record.get(name) is None else record[name] for record in records], np.float64
+        )
+        for name in names
+    }
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps({name: _readable(value) for name, value in record.items()}) + "\n"
+
+
+def _readable(value: float | None) -> float | None:
+    if value is None or not math.isfinite(value):
+        return None
+    return value if isinstance(value, int) else float(f"{value:.7g}")
+
+
+def _records(path: pathlib.Path) -> list[dict[str, Any]]:
+    # What follows the last line's end is a record that a killed run was about to write.
+    lines = path.read_text().split("\n")[:-1]
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or "steps" not in record:
+            raise RunError(f"{path}, line {number} is not a record of metrics: {line[:60]!r}")
+        records.append(record)
+    return records

@@ -1,0 +1,109 @@
+"""What decides a run of an agent or of an autoencoder, written to its folder and read back."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from btnn_jax.runs.folder import CONFIG, Folder, RunError, create_folder, read_settings
+from btnn_jax.training.config import AutoencoderConfig, UnrealConfig
+
+__all__ = ["AutoencoderRun", "Run", "create_run", "is_autoencoder_run", "read_autoencoder_run", "read_run"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that decides a run: the same values give the same run again, on one kind of device."""
+
+    env: str  # a name that `btnn_jax.envs.make` knows
+    config: UnrealConfig
+    seed: int = 0
+    env_params: Mapping[str, Any] = field(default_factory=dict)
+    seeds: int = 1  # agents trained side by side in one program, from `seed` on
+    pretrained: bool = False  # whether it started from parameters that it was given
+
+    @property
+    def title(self) -> str:
+        """The environment with its parameters, and the algorithm, in the field's words."""
+        name = self.config.algorithm.upper()
+        # Of a file the name is enough.
+        values = {
+            key: pathlib.Path(x).name if isinstance(x, str) else x for key, x in self.env_params.items()
+        }
+        params = ", ".join(f"{key}={value}" for key, value in values.items())
+        env = f"{self.env} ({params})" if params else self.env
+        return f"{env}, {f'UNREAL ({name})' if self.config.replays else name}"
+
+
+def create_run(folder: Folder, run: Run) -> pathlib.Path:
+    """Makes `folder` the folder of `run`; see `create_folder`."""
+    environment = {"name": run.env, "params": dict(run.env_params)}
+    settings = {name: getattr(run, name) for name in ("seed", "seeds", "pretrained")}
+    return create_folder(folder, {"environment": environment, "config": run.config.to_dict(), **settings})
+
+
+def read_run(folder: Folder) -> Run:
+    """The run of an agent whose folder this is.
+
+    Raises:
+      RunError: there is no such folder, or it is not one of an agent's run.
+    """
+    settings = read_settings(folder)
+    if "data" in settings:
+        raise RunError(f"{folder} is a run of train-ae; this needs a run of train")
+    try:
+        environment = settings["environment"]
+        return Run(
+            env=environment["name"],
+            env_params=environment["params"],
+            config=UnrealConfig.from_dict(settings["config"]),
+            seed=settings["seed"],
+            seeds=settings["seeds"],
+            pretrained=settings["pretrained"],
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunError(
+            f"{pathlib.Path(folder) / CONFIG} does not describe a run of an agent: {error}"
+        ) from error
+
+
+@dataclass(frozen=True)
+class AutoencoderRun:
+    """All that decides a run: the same values give the same run again, on one kind of device."""
+
+    data: str  # a CSV file, an installed series, or an environment
+    config: AutoencoderConfig
+    seed: int = 0
+    env_params: Mapping[str, Any] = field(default_factory=dict)
+
+
+def is_autoencoder_run(folder: Folder) -> bool:
+    """Whether a run's folder is that of an autoencoder.
+
+    Raises:
+      RunError: there is no such folder, or it is not a run's.
+    """
+    return "data" in read_settings(folder)
+
+
+def read_autoencoder_run(folder: Folder) -> AutoencoderRun:
+    """The run whose folder this is.
+
+    Raises:
+      RunError: there is no such folder, or it is not one of an autoencoder's run.
+    """
+    settings = read_settings(folder)
+    if "environment" in settings:
+        raise RunError(f"{folder} is a run of train; this needs a run of train-ae")
+    try:
+        return AutoencoderRun(
+            data=settings["data"]["source"],
+            env_params=settings["data"]["params"],
+            config=AutoencoderConfig.from_dict(settings["config"]),
+            seed=settings["seed"],
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        path = pathlib.Path(folder) / CONFIG
+        raise RunError(f"{path} does not describe a run of an autoencoder: {error}") from error

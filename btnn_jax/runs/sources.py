@@ -1,0 +1,47 @@
+"""Environments and data by the names that a run keeps."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from btnn_jax import envs
+from btnn_jax._errors import first_line
+from btnn_jax.envs.base import Environment
+from btnn_jax.runs.folder import RunError
+
+__all__ = ["lasting_source", "make_env"]
+
+
+def make_env(name: str, params: Mapping[str, Any]) -> Environment:
+    """`btnn_jax.envs.make`, for people.
+
+    Raises:
+      RunError: the environment or one of its parameters is unknown or makes no sense.
+    """
+    try:
+        env = envs.make(name, **params)
+        _ = env.observation  # gymnax computes with its parameters only here
+    except ValueError as error:
+        raise RunError(first_line(error)) from error
+    except OSError as error:  # some of gymnax's load their data, from the network at first
+        raise RunError(f"{name} cannot be made: {first_line(error)}") from error
+    except TypeError as error:  # a value of another type than the environment computes with
+        raise RunError(
+            f"{name} makes no sense of its parameters {dict(params)}: {first_line(error)}"
+        ) from error
+    return env
+
+
+def lasting_source(source: Any, names: Collection[str]) -> Any:
+    """What to keep of where data come from: the whole path of a file, as a run may go on from another folder.
+
+    Args:
+      source: what was asked for.
+      names: words that mean something else, whatever files there are.
+    """
+    if isinstance(source, str | os.PathLike) and source not in names and pathlib.Path(source).is_file():
+        return str(pathlib.Path(source).resolve())
+    return source
