@@ -363,8 +363,9 @@ class DepthwiseConv2D(nn.Module):
 class LayerNorm(nn.Module):
     """Zero mean and unit variance over `axes` together, then one scale and shift per channel (the last axis).
 
-    Ba et al. (2016), "Layer Normalization". Computed in float32, returned in `dtype` (None: as it came). What has
-    no variation at all, such as a black image, gives zeros before the shift, and a gradient as if its variance were 1.
+    Ba et al. (2016), "Layer Normalization". Computed in float32, returned in `dtype` (None: that of the input). An input
+    that does not vary beyond float32's rounding, such as a black image, gives zeros before the shift, and gradients as
+    if its variance were 1.
     """
 
     axes: tuple[int, ...] = (-3, -2, -1)  # height, width and channels
@@ -376,12 +377,19 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Normalises `[..., C]`."""
+        axes = {axis % x.ndim for axis in self.axes}
         y = x.astype(jnp.float32)
-        y = y - y.mean(self.axes, keepdims=True)
+        # Relative to one of its own elements, the mean of a constant is that constant to the bit.
+        first = jax.lax.stop_gradient(y[tuple(slice(1) if a in axes else slice(None) for a in range(y.ndim))])
+        y = y - first
+        mean = y.mean(self.axes, keepdims=True)
+        y = y - mean
         # Not E[x^2] - E[x]^2, which cancels badly beside so small an epsilon.
         variance = jnp.square(y).mean(self.axes, keepdims=True)
-        # Beside no variance epsilon alone would make the gradient 1e6 times too large, once more in every layer.
-        y = y * jax.lax.rsqrt(jnp.where(variance > 0, variance + self.epsilon, 1))
+        # What varies by no more than float32 rounds is constant. With zero variance, rsqrt(1e-12) would scale
+        # gradients by 1e6 in every layer; divide by 1 instead.
+        rounding = jnp.square(4 * jnp.finfo(jnp.float32).eps * (first + mean))
+        y = y * jax.lax.rsqrt(jnp.where(variance > rounding, variance + self.epsilon, 1))
         if self.use_scale:
             y = y * self._channels("scale", nn.initializers.ones, y)
         y = y + self._channels("bias", nn.initializers.zeros, y)

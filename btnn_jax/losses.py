@@ -47,7 +47,7 @@ PyTree = Any
 AxisName = str | tuple[str, ...]
 Metrics = dict[str, Array]
 
-# A ratio of probabilities beyond exp(20) = 5e8 says only "astray"; its exponential must not reach infinity.
+# Clamp the log-ratio so that `exp` cannot overflow.
 _MAX_LOG_RATIO = 20.0
 
 
@@ -70,9 +70,12 @@ def masked_mean(x: Array, where: Array | None = None, *, axis_name: AxisName | N
     Array(2., dtype=float32)
     """
     x = _float32(x)
+    if where is not None:
+        _check_where(where, x.shape[: where.ndim])
+    if x.size == 0:
+        return jnp.float32(0.0)
     if where is None:
-        return jnp.mean(x) if x.size else jnp.float32(0.0)
-    _check_where(where, x.shape[: where.ndim])
+        return jnp.mean(x)
     rows = jnp.mean(x, axis=tuple(range(where.ndim, x.ndim)))
     count = _pmean(jnp.sum(where, dtype=jnp.float32), axis_name)
     return jnp.sum(jnp.where(where, rows, 0.0)) / jnp.where(count > 0, count, 1.0)
@@ -170,10 +173,13 @@ def ppo_loss(
     returns: Array,
     logits: PyTree,
     values: Array,
-    old_logits: PyTree,
+    old_logits: PyTree | None = None,
     *,
+    old_log_probs: PyTree | None = None,
+    old_values: Array | None = None,
     entropy_beta: ArrayLike = 0.01,
     epsilon: ArrayLike = 0.2,
+    value_epsilon: ArrayLike | None = None,
     value_weight: ArrayLike = 1.0,
     where: Array | None = None,
     axis_name: AxisName | None = None,
@@ -183,8 +189,11 @@ def ppo_loss(
     `-mean(min(r advantage, clip(r, 1 - epsilon, 1 + epsilon) advantage))
     + value_weight mean((return - value)^2) - entropy_beta mean(entropy)`
 
+    With `old_values` and `value_epsilon` the value error is the larger one of `(return - value)^2` and
+    `(return - clipped)^2`, where `clipped` is the value kept within `value_epsilon` of the old one.
+
     Source: Schulman et al. 2017, "Proximal Policy Optimization Algorithms", equations 7 and 9. A ratio above
-    exp(20) counts as that, a constant without gradient.
+    exp(20) is clamped to it and has no gradient.
 
     Args:
       actions: int `[N]` or one-hot `[N, A]`, or a pytree of them.
@@ -193,9 +202,15 @@ def ppo_loss(
       logits: float `[N, A]`, or a pytree of them.
       values: float `[N]`.
       old_logits: like `logits`, of the policy that took the actions.
+      old_log_probs: in place of `old_logits`, the log-probabilities of the actions under that policy: float `[N]`, the
+        sum over all heads, or a pytree like `actions` with `[N]` for each head.
+      old_values: float `[N]`, the values when the actions were taken; with `value_epsilon`.
       entropy_beta: weight of the entropy bonus, per nat.
       epsilon: how far the ratio may move from 1 before it gains nothing.
-      value_weight: weight of the squared error of the values.
+      value_epsilon: how far a value may move from the old one before it gains nothing, in units of the returns; None
+        does not clip values.
+      value_weight: weight of the squared error of the values. Its default is the paper's c1 for Atari, that of
+        `aac_loss` is A3C's: the two were published with different weights.
       where: bool `[N]`, True = include.
       axis_name: mapped axis over which the caller averages.
 
@@ -206,29 +221,43 @@ def ppo_loss(
       epsilon`.
 
     Raises:
-      ValueError: if structures or shapes do not match.
+      ValueError: if structures or shapes do not match, if not exactly one of `old_logits` and `old_log_probs` is
+        given, or only one of `old_values` and `value_epsilon`.
     """
-    _check_rows(advantages=advantages, returns=returns, values=values)
+    rows = {"advantages": advantages, "returns": returns, "values": values}
+    if (old_values is None) != (value_epsilon is None):
+        raise ValueError("expected old_values and value_epsilon together, got one of them")
+    _check_rows(**rows if old_values is None else {**rows, "old_values": old_values})
     _check_where(where, values.shape)
-    actions, advantages, returns, old_logits = jax.lax.stop_gradient(
-        (actions, advantages, returns, old_logits)
+    old = _check_old(actions, logits, values.shape, old_logits, old_log_probs)
+    actions, advantages, returns, old, old_values = jax.lax.stop_gradient(
+        (actions, advantages, returns, old, old_values)
     )
-    actions, advantages, returns, logits, values, old_logits = _included(
-        where, (actions, advantages, returns, logits, values, old_logits)
+    actions, advantages, returns, logits, values, old, old_values = _included(
+        where, (actions, advantages, returns, logits, values, old, old_values)
     )
     mean = functools.partial(masked_mean, where=where, axis_name=axis_name)
 
     log_probs, entropies = log_prob_and_entropy(logits, actions, values.shape)
-    log_ratios = jnp.minimum(log_probs - log_prob(old_logits, actions), _MAX_LOG_RATIO)
+    if old_logits is None:
+        old = functools.reduce(jnp.add, [_float32(x) for x in jax.tree.leaves(old)])
+    else:
+        old = log_prob(old, actions)
+    log_ratios = jnp.minimum(log_probs - old, _MAX_LOG_RATIO)
     ratios = jnp.exp(log_ratios)
     advantages = _float32(advantages)
     # The minimum of both products, told by the advantage's sign: one bound can bind.
     bounded = jnp.where(
         advantages >= 0, jnp.minimum(ratios, 1.0 + epsilon), jnp.maximum(ratios, 1.0 - epsilon)
     )
+    value_errors = _squared_error(returns, values)
+    if old_values is not None and value_epsilon is not None:
+        moved = _float32(values) - _float32(old_values)
+        clipped = _float32(old_values) + jnp.clip(moved, -value_epsilon, value_epsilon)
+        value_errors = jnp.maximum(value_errors, _squared_error(returns, clipped))
     loss, metrics = _actor_critic(
         policy_loss=-mean(bounded * advantages),
-        value_loss=mean(_squared_error(returns, values)),
+        value_loss=mean(value_errors),
         entropy=mean(entropies),
         entropy_beta=entropy_beta,
         value_weight=value_weight,
@@ -293,7 +322,7 @@ def pc_loss(
     grids = [target for target, _ in matching_leaves("targets", targets, "q", q)]
     loss = jnp.float32(0.0)
     for (action, values), target in zip(pairs, grids, strict=True):
-        if values.ndim < 4 or target.shape != values.shape[:-1]:
+        if values.ndim < 3 or target.shape != values.shape[:-1]:
             raise ValueError(
                 f"expected targets [N, h, w] and q [N, h, w, A], got {target.shape} and {values.shape}"
             )
@@ -422,6 +451,29 @@ def _actor_critic(
 ) -> tuple[Array, Metrics]:
     loss = policy_loss + value_weight * value_loss - entropy_beta * entropy
     return loss, {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+
+
+def _check_old(
+    actions: PyTree, logits: PyTree, rows: tuple[int, ...], old_logits: PyTree, old_log_probs: PyTree
+) -> PyTree:
+    """The one of `old_logits` and `old_log_probs` that is given, if its shapes are right."""
+    if (old_logits is None) == (old_log_probs is None):
+        both = "neither" if old_logits is None else "both"
+        raise ValueError(f"expected one of old_logits and old_log_probs, got {both}")
+    if old_logits is not None:
+        for old, new in matching_leaves("old_logits", old_logits, "logits", logits):
+            if old.shape != new.shape:
+                raise ValueError(
+                    f"expected old_logits of the shape of logits, {new.shape}, got {old.shape}; log-probabilities of "
+                    "the actions are passed as old_log_probs"
+                )
+        return old_logits
+    if not hasattr(old_log_probs, "shape"):
+        matching_leaves("old_log_probs", old_log_probs, "actions", actions)
+    for old in jax.tree.leaves(old_log_probs):
+        if old.shape != rows:
+            raise ValueError(f"expected old_log_probs of the shape of values, {rows}, got {old.shape}")
+    return old_log_probs
 
 
 def _pmean(x: Array, axis_name: AxisName | None) -> Array:

@@ -22,7 +22,7 @@ from btnn_jax.networks import (
     LSTMNetwork,
     pc_inner_shape,
 )
-from btnn_jax.ops.categorical import matching_leaves
+from btnn_jax.ops.categorical import matching_leaves, one_hot
 from btnn_jax.ops.pixel_change import pixel_change_shape
 
 __all__ = [
@@ -145,7 +145,7 @@ class UnrealPolicy(nn.Module):
         for action, _ in heads:
             if not jnp.issubdtype(action.dtype, jnp.integer):
                 raise ValueError(f"last_action must be integers, got {action.dtype}")
-        actions = [jax.nn.one_hot(action, depth, dtype=dtype) for action, depth in heads]
+        actions = [one_hot(action, (*action.shape, depth)).astype(dtype) for action, depth in heads]
         reward = inputs.last_reward[..., None].astype(dtype)
         first, zero = inputs.reset[..., None], jnp.zeros((), dtype)
         action = jnp.concatenate(actions, axis=-1)

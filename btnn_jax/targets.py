@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -55,6 +56,7 @@ def next_values(
     Array([2., 3., 4.], dtype=float32)
     """
     last_value = jnp.asarray(last_value)
+    _check("values", values, values)
     if last_value.shape != values.shape[1:]:
         raise ValueError(f"expected last_value {values.shape[1:]}, got {last_value.shape}")
     shifted = jnp.concatenate([_float32(values)[1:], _float32(last_value)[None]])
@@ -145,8 +147,8 @@ def n_step_returns(
     Raises:
       ValueError: if shapes do not match or `n` is less than 1.
     """
-    if n < 1:
-        raise ValueError(f"n is at least 1, got {n}")
+    if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < 1:
+        raise ValueError(f"n must be a whole number of at least 1, got {n!r}")
     _check_steps(rewards, next_values, terminated, truncated)
     rewards, next_values = _float32(rewards), _float32(next_values)
     discounts = _discounts(discount, terminated)
@@ -350,11 +352,14 @@ def reward_class(rewards: Array, threshold: ArrayLike = 0.0) -> Array:
 
 
 def _accumulate(gains: Array, decays: Array) -> Array:
-    """`G_t = gains_t + decays_t G_{t+1}` over the first axis, from 0 after the last row; summed in place."""
+    """`G_t = gains_t + decays_t G_{t+1}` over the first axis, from 0 after the last row; summed in place.
+
+    Where a decay is 0 the following total is not used, whatever it holds, NaN and infinity included.
+    """
 
     def step(steps: int, totals: Array) -> Array:
         t = len(gains) - 1 - steps
-        total = _row(totals, t) + _row(decays, t) * _row(totals, t + 1)
+        total = _row(totals, t) + _weighted(_row(decays, t), _row(totals, t + 1))
         return jax.lax.dynamic_update_index_in_dim(totals, total, t, axis=0)
 
     return jax.lax.fori_loop(1, len(gains), step, gains)

@@ -83,3 +83,10 @@ def test_errors_name_what_was_given():
         KernelMonitor(products, (5, 2))
     with pytest.raises(ValueError, match=r"\(1, 5, 3, 2\) to \[1, h, w, C\], got \(1, 30\)"):
         KernelMonitor(lambda x: x.reshape(1, -1), (5, 3, 2))
+
+
+@pytest.mark.parametrize("index", [2, -1, np.int64(2), np.int32(-1), jnp.int32(5)])
+def test_a_kernel_that_is_not_there_is_an_error_whatever_its_type(index):
+    monitor = KernelMonitor(lambda x: jnp.concatenate([x, x], axis=-1), (4, 4, 1))
+    with pytest.raises(IndexError, match="kernels 0 to 1, got"):
+        monitor.fit(jax.random.key(0), index)

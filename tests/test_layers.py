@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from btnn_jax import layers, networks
 from btnn_jax.layers import (
     Conv1D,
     Conv2D,
@@ -295,3 +296,28 @@ def test_categorical_sample_draws_rare_classes_of_bfloat16_logits():
     logits = jnp.broadcast_to(jnp.array([6.4, 0.0], jnp.bfloat16), (200_000, 2))
     rare = categorical_sample(jax.random.key(1), logits)[:, 1].mean()
     np.testing.assert_allclose(rare, nn.sigmoid(-jnp.float32(logits[0, 0])), rtol=0.2)
+
+
+@pytest.mark.parametrize("value", [0.7, 0.1, 1e-3, 1.0, 123.4, -0.3])
+def test_the_norm_of_a_flat_frame_is_zero(value):
+    x = jnp.full((2, 84, 84, 3), value)
+    layer = layers.LayerNorm()
+    variables = layer.init(jax.random.key(0), x)
+    np.testing.assert_array_equal(layer.apply(variables, x), jnp.zeros_like(x))
+
+
+def test_a_flat_frame_sends_no_exploding_gradient_through_several_layers():
+    x = jnp.full((1, 84, 84, 1), 0.7)
+    network = networks.Conv2DNetwork((1, 1, 1, 1), stride=(1, 1), pad="VALID")
+    variables = network.init(jax.random.key(0), x)
+    gradients = jax.grad(lambda v: jnp.sum(network.apply(v, x)))(variables)
+    assert max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(gradients)) < 1e5
+
+
+def test_the_norm_does_not_depend_on_where_zero_is():
+    noise = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    layer = layers.LayerNorm()
+    variables = layer.init(jax.random.key(0), noise)
+    for shift in (10.0, -300.0):
+        moved = layer.apply(variables, noise + shift)
+        np.testing.assert_allclose(moved, layer.apply(variables, noise), atol=2e-3)

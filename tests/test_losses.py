@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from btnn_jax import losses
 from btnn_jax.losses import (
     aac_loss,
     ae_loss,
@@ -16,6 +17,7 @@ from btnn_jax.losses import (
     rp_loss,
     value_fn_loss,
 )
+from btnn_jax.ops import categorical
 
 N, A, LATENT = 8, 4, 5
 
@@ -360,3 +362,108 @@ def test_mismatches_are_errors():
         ae_loss(jnp.zeros((N, 2)), jnp.zeros((N, 1)))
     with pytest.raises(ValueError, match="'max'"):
         beta_vae_loss(jnp.zeros((N, 2)), jnp.zeros((N, 2)), jnp.zeros((N, 2)), kl_reduction="max")
+
+
+def ppo_batch(rows=6, actions=4):
+    keys = jax.random.split(jax.random.key(7), 5)
+    logits, old_logits = (jax.random.normal(k, (rows, actions)) for k in keys[:2])
+    taken = jax.random.randint(keys[2], (rows,), 0, actions)
+    advantages, returns = (jax.random.normal(k, (rows,)) for k in keys[3:])
+    return taken, advantages, returns, logits, returns * 0.5, old_logits
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 1), (6, 5), (1, 4)])
+def test_old_logits_of_another_shape_are_refused(shape):
+    *batch, _ = ppo_batch()
+    with pytest.raises(ValueError, match=r"old_logits of the shape of logits, \(6, 4\), got"):
+        losses.ppo_loss(*batch, jnp.zeros(shape))
+
+
+@pytest.mark.parametrize("where", [None, jnp.arange(6) > 2])
+def test_log_probabilities_take_the_place_of_old_logits(where):
+    *batch, old_logits = ppo_batch()
+    old = categorical.log_prob(old_logits, batch[0])
+
+    def loss(logits, **given):
+        arguments = (*batch[:3], logits, batch[4])
+        return losses.ppo_loss(*arguments, where=where, **given)
+
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    expected = gradient(batch[3], old_logits=old_logits)
+    found = gradient(batch[3], old_log_probs=old)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found, expected)
+
+
+def test_log_probabilities_of_a_dict_action_space_add_up():
+    *batch, old_logits = ppo_batch()
+    actions, logits = ({"a": x, "b": x} for x in (batch[0], batch[3]))
+    old = categorical.log_prob(old_logits, batch[0])
+    arguments = (actions, *batch[1:3], logits, batch[4])
+    expected = losses.ppo_loss(*arguments, {"a": old_logits, "b": old_logits})
+    for given in ({"a": old, "b": old}, 2 * old):
+        found = losses.ppo_loss(*arguments, old_log_probs=given)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+    with pytest.raises(ValueError, match="structure"):
+        losses.ppo_loss(*arguments, old_log_probs={"a": old})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "one of old_logits and old_log_probs, got neither"),
+        ({"old_logits": jnp.zeros((6, 4)), "old_log_probs": jnp.zeros(6)}, "got both"),
+        ({"old_log_probs": jnp.zeros((6, 4))}, r"shape of values, \(6,\), got \(6, 4\)"),
+        (
+            {"old_logits": jnp.zeros((6, 4)), "old_values": jnp.zeros(6)},
+            "old_values and value_epsilon together",
+        ),
+        ({"old_logits": jnp.zeros((6, 4)), "old_values": jnp.zeros(5), "value_epsilon": 1.0}, "one shape"),
+    ],
+)
+def test_what_the_old_policy_said_is_checked(given, message):
+    *batch, _ = ppo_batch()
+    with pytest.raises(ValueError, match=message):
+        losses.ppo_loss(*batch, **given)
+
+
+def test_clipped_values_take_the_larger_error():
+    actions, logits = jnp.zeros(3, jnp.int32), jnp.zeros((3, 2))
+    returns, values, old = jnp.array([1.0, 1.0, 1.0]), jnp.array([0.9, 0.3, 2.0]), jnp.array([0.0, 0.2, 1.9])
+
+    def value_loss(values):
+        return losses.ppo_loss(
+            actions, jnp.zeros(3), returns, logits, values, logits, old_values=old, value_epsilon=0.5
+        )[1]["value_loss"]
+
+    # errors: max(.1, .5)^2, max(.7, .7)^2, max(1, 1)^2
+    np.testing.assert_allclose(value_loss(values), (0.25 + 0.49 + 1.0) / 3, rtol=1e-6)
+    gradient = jax.grad(value_loss)(values)
+    assert gradient[0] == 0  # it has moved further than it may
+    assert (gradient[1:] != 0).all()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: losses.pc_loss({}, {}, {}),
+        lambda: losses.ae_loss({}, {}),
+        lambda: losses.aac_loss({}, jnp.zeros(2), jnp.zeros(2), {}, jnp.zeros(2)),
+        lambda: categorical.entropy({}),
+        lambda: categorical.kl_divergence({}, {}),
+    ],
+)
+def test_empty_trees_are_refused(call):
+    with pytest.raises(ValueError, match="at least one array"):
+        call()
+
+
+def test_the_mean_over_an_empty_axis_is_zero():
+    assert losses.masked_mean(jnp.zeros((3, 0)), jnp.ones(3, bool)) == 0
+    assert losses.masked_mean(jnp.zeros((0,)), jnp.zeros(0, bool)) == 0
+
+
+def test_pixel_control_of_a_single_step_without_leading_axes():
+    q = jax.random.normal(jax.random.key(0), (2, 3, 4))
+    alone, _ = losses.pc_loss(jnp.int32(1), jnp.ones((2, 3)), q)
+    batch, _ = losses.pc_loss(jnp.array([1]), jnp.ones((1, 2, 3)), q[None])
+    np.testing.assert_allclose(alone, batch, rtol=1e-6)

@@ -327,3 +327,63 @@ def test_mismatches_are_errors():
         targets.next_values(x.values, x.last_value[1:])
     with pytest.raises(ValueError, match=r"next_values .* at least one step, got \(0, 5\)"):
         lambda_returns(*(x[:0] for x in x.steps), discount=DISCOUNT, lambda_=0.5)
+
+
+BAD = [jnp.nan, jnp.inf, -jnp.inf]
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("end", ["terminated", "truncated"])
+@pytest.mark.parametrize("name", ["discounted", "n_step", "lambda", "gae", "vtrace", "pixel_control"])
+def test_nothing_behind_an_episodes_end_reaches_what_is_before_it(name, end, bad):
+    def compute(rewards, values, following):
+        flags = {"terminated": jnp.zeros(4, bool), "truncated": jnp.zeros(4, bool)}
+        flags[end] = flags[end].at[1].set(True)
+        ends = (flags["terminated"], flags["truncated"])
+        if name == "discounted":
+            return targets.discounted_returns(rewards, following, *ends, discount=0.9)
+        if name == "n_step":
+            return targets.n_step_returns(rewards, following, *ends, discount=0.9, n=3)
+        if name == "lambda":
+            return targets.lambda_returns(rewards, following, *ends, discount=0.9, lambda_=0.8)
+        if name == "gae":
+            return jnp.stack(targets.gae(rewards, values, following, *ends, discount=0.9, lambda_=0.8))
+        if name == "vtrace":
+            return jnp.stack(targets.vtrace(values / 7, rewards, values, following, *ends, discount=0.9))
+        cells = [jnp.broadcast_to(x[:, None, None], (4, 1, 1)) for x in (rewards, following)]
+        return targets.pixel_control_targets(*cells, *ends)[:, 0, 0]
+
+    values = jnp.array([1.0, 2.0, 3.0, 4.0])
+    following = jnp.array([2.0, 5.0, 4.0, 6.0])
+    rewards = jnp.array([0.5, 1.5, 2.5, 3.5])
+    right = compute(rewards, values, following)
+    late = jnp.arange(4) > 1
+    spoilt = [jnp.where(late, bad, x) for x in (rewards, values, following)]
+    if end == "terminated":  # the value of the next episode's start is not used either
+        spoilt[2] = spoilt[2].at[1].set(bad)
+    found = compute(*spoilt)
+    np.testing.assert_array_equal(found[..., :2], right[..., :2])
+    assert np.isfinite(right).all()
+
+
+def test_a_nan_of_the_next_episode_stays_there():
+    no = jnp.zeros(2, bool)
+    ends = jnp.array([True, False])
+    for flags in ((ends, no), (no, ends)):
+        advantages, returns = targets.gae(
+            jnp.array([1.0, jnp.nan]), jnp.zeros(2), jnp.zeros(2), *flags, discount=0.99, lambda_=0.95
+        )
+        assert (advantages[0], returns[0]) == (1, 1)
+        assert np.isnan(advantages[1])
+
+
+@pytest.mark.parametrize("n", [2.0, True, 0, "3", jnp.float32(2)])
+def test_the_number_of_steps_is_a_whole_number(n):
+    no = jnp.zeros(3, bool)
+    with pytest.raises(ValueError, match="n must be a whole number of at least 1, got"):
+        targets.n_step_returns(jnp.ones(3), jnp.ones(3), no, no, discount=0.9, n=n)
+
+
+def test_values_of_no_steps_are_refused():
+    with pytest.raises(ValueError, match=r"at least one step, got \(0, 2\)"):
+        targets.next_values(jnp.zeros((0, 2)), jnp.zeros(2))

@@ -1,12 +1,13 @@
 """Causal features of prices: what is known of row `t` is made of rows `0..t` alone.
 
-Every one is a difference of cumulative sums in float64, so its cost does not grow with its period. Where fewer rows
-than a period have gone by, what there is stands for the whole: features have as many rows as the prices.
+Statistics are computed over each window in float64, not as differences of running sums, which lose their digits
+after a jump of the price. Where fewer rows than a period have gone by, the rows so far are the window: features have as
+many rows as the prices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -14,6 +15,8 @@ __all__ = ["PERIODS", "features", "momentum", "moving_average", "volatility", "z
 
 PERIODS = (1, 4, 16, 64)
 """Rows that `features` looks back, by default."""
+
+_CHUNK = 2**20  # numbers of the windows that are computed at once
 
 
 def momentum(prices: np.ndarray, period: int) -> np.ndarray:
@@ -49,7 +52,7 @@ def moving_average(prices: np.ndarray, period: int) -> np.ndarray:
     array([1. , 1.5, 3. ])
     """
     _check(prices, period)
-    return prices[0] + _means(prices - prices[0], period)
+    return _over_windows(_mean, prices, period)
 
 
 def z_score(prices: np.ndarray, period: int) -> np.ndarray:
@@ -68,9 +71,7 @@ def z_score(prices: np.ndarray, period: int) -> np.ndarray:
     if period < 2:
         raise ValueError(f"the period of a z-score must be at least 2 rows, got {period}")
     logs = _logs(prices, period)
-    logs = logs - logs[0]  # a shift by what is known from the start: fewer digits cancel below, nothing leaks
-    mean = _means(logs, period)
-    return _ratio(logs - mean, np.sqrt(np.maximum(_means(logs**2, period) - mean**2, 0.0)))
+    return _over_windows(_standard_score, logs, period)
 
 
 def volatility(prices: np.ndarray, period: int) -> np.ndarray:
@@ -84,7 +85,7 @@ def volatility(prices: np.ndarray, period: int) -> np.ndarray:
         `[T, columns]`.
     """
     _check(prices, period)
-    return np.sqrt(np.maximum(_means(momentum(prices, 1) ** 2, period), 0.0))
+    return np.sqrt(_over_windows(_mean, momentum(prices, 1) ** 2, period))
 
 
 def features(prices: np.ndarray, periods: Sequence[int] = PERIODS) -> np.ndarray:
@@ -111,12 +112,29 @@ def features(prices: np.ndarray, periods: Sequence[int] = PERIODS) -> np.ndarray
     return np.stack(parts, axis=-1).reshape(len(prices), -1).astype(np.float32)
 
 
-def _means(values: np.ndarray, period: int) -> np.ndarray:
-    """Means of the last `period` rows."""
-    sums = np.concatenate([np.zeros_like(values[:1]), np.cumsum(values, axis=0)])
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - period, 0)
-    return (sums[ends] - sums[starts]) / (ends - starts)[:, None]
+def _over_windows(
+    statistic: Callable[[np.ndarray], np.ndarray], values: np.ndarray, period: int
+) -> np.ndarray:
+    """`statistic` of the last `period` rows of `values`, `[T, columns]`, at every row; it reduces the last axis."""
+    values = np.asarray(values, np.float64)
+    period = min(period, len(values))
+    rows = [statistic(values[: end + 1].T) for end in range(period - 1)]
+    windows = np.lib.stride_tricks.sliding_window_view(
+        values, period, axis=0
+    )  # [T - period + 1, columns, period]
+    step = max(1, _CHUNK // (period * values.shape[1]))
+    parts = [statistic(windows[start : start + step]) for start in range(0, len(windows), step)]
+    return np.concatenate([*(row[None] for row in rows), *parts])
+
+
+def _mean(windows: np.ndarray) -> np.ndarray:
+    return np.asarray(windows.mean(axis=-1))
+
+
+def _standard_score(windows: np.ndarray) -> np.ndarray:
+    """How many deviations the last element is above the mean of its window."""
+    centred = windows - windows.mean(axis=-1, keepdims=True)
+    return _ratio(centred[..., -1], np.sqrt(np.square(centred).mean(axis=-1)))
 
 
 def _ratio(values: np.ndarray, deviation: np.ndarray) -> np.ndarray:

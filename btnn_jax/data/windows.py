@@ -115,7 +115,8 @@ def fit_scale(values: np.ndarray, *, together: bool = False) -> Scale:
         together: one deviation for all columns, the root mean square of theirs, so that they stay in proportion.
     """
     axes = tuple(range(values.ndim - 1))
-    variance = values.var(axis=axes)
+    constant = values.max(axis=axes) == values.min(axis=axes)  # whose computed variance is only rounding
+    variance = np.where(constant, 0.0, values.var(axis=axes))
     if together:
         variance = np.full_like(variance, variance.mean())
     return Scale(values.mean(axis=axes), np.sqrt(np.where(variance > 0, variance, 1.0)))

@@ -88,6 +88,12 @@ def log_prob_and_entropy(
 ) -> tuple[Array, Array]:
     """`log_prob` and `entropy` for the price of one; `rows` is the `N` to insist on."""
     pairs = matching_leaves("actions", actions, "logits", logits)
+    for action, head in pairs:
+        if jnp.ndim(action) == jnp.ndim(head) == 1 and jnp.issubdtype(action.dtype, jnp.integer):
+            raise ValueError(
+                f"expected logits [N, A] for integer actions [N], got logits {head.shape} and actions "
+                f"{action.shape} of {action.dtype}"
+            )
     _check_heads([head for _, head in pairs], rows)
     heads = [_head(jnp.asarray(head, jnp.float32), one_hot(action, head.shape)) for action, head in pairs]
     log_probs, entropies = zip(*heads, strict=True)
@@ -144,18 +150,25 @@ def one_hot(actions: Array, shape: tuple[int, ...]) -> Array:
     """Actions as float32 of `shape`, the logits' `[N, A]`, from int `[N]` or one-hot `[N, A]`.
 
     Losses multiply with it where one might index, for the gradient of indexing is a slow scatter.
+
+    Raises:
+      ValueError: if the shape is neither, or integers are expected and the type is another.
     """
     if actions.shape == shape:
         return jnp.asarray(actions, jnp.float32)
     if actions.shape != shape[:-1] or not jnp.issubdtype(actions.dtype, jnp.integer):
         raise ValueError(f"expected int {shape[:-1]} or one-hot {shape}, got {actions.dtype} {actions.shape}")
+    if jnp.iinfo(actions.dtype).bits < 32:  # an 8-bit type cannot count 300 classes
+        actions = actions.astype(jnp.int32)
     return jax.nn.one_hot(actions, shape[-1], dtype=jnp.float32)
 
 
 def matching_leaves(name: str, tree: PyTree, like_name: str, like: PyTree) -> list[tuple[Array, Any]]:
-    """Leaves of both trees, pair by pair; a `ValueError` with both structures if they differ."""
+    """Leaves of both trees, pair by pair; a `ValueError` if their structures differ or they hold no array."""
     leaves, found = jax.tree.flatten(tree)
     like_leaves, expected = jax.tree.flatten(like)
     if found != expected:  # type: ignore[operator]
         raise ValueError(f"expected {name} of the structure of {like_name}, {expected}, got {found}")
+    if not leaves:
+        raise ValueError(f"expected at least one array in {name} and {like_name}, got {tree!r}")
     return list(zip(leaves, like_leaves, strict=True))

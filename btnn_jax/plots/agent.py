@@ -175,10 +175,10 @@ def smooth(values: np.ndarray) -> np.ndarray:
     array([0., 1., 2., 3., 4.])
     """
     index = np.arange(len(values))
-    total = np.concatenate([[0.0], np.cumsum(values)])
     # As many on either side, so that a straight line stays one.
     reach = np.minimum(len(values) // 40, np.minimum(index, index[::-1]))
-    return (total[index + reach + 1] - total[index - reach]) / (2 * reach + 1)
+    # Each window by itself: differences of a running sum lose their digits after one large value.
+    return np.array([values[i - r : i + r + 1].mean() for i, r in zip(index, reach, strict=True)])
 
 
 def _finite(metrics: dict[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:

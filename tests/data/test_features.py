@@ -93,3 +93,29 @@ def test_a_price_that_stands_has_no_features():
 def test_what_makes_no_sense_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_jump_long_ago_costs_no_digits():
+    prices = np.where(np.arange(3_000_000) % 2, 150.01, 150.0)[:, None]
+    prices[0] = 1.0
+    np.testing.assert_allclose(np.abs(z_score(prices, 4)[-1000:]), 1.0, rtol=1e-6)
+
+
+def test_what_an_agent_sees_of_a_long_rise_stays_within_its_bound():
+    steps = np.random.default_rng(0).normal(0, 1e-3, 300_000)
+    prices = 5 * np.exp(np.cumsum(steps) - np.sum(steps) * np.linspace(0, 1, 300_000))
+    prices = (prices * np.exp(np.log(60_000 / 5) * np.linspace(0, 1, 300_000)))[:, None]
+    for period in (4, 16, 64):
+        assert np.abs(z_score(prices, period)).max() <= np.sqrt(period - 1) * (1 + 1e-9)
+
+
+def test_each_window_is_computed_by_itself():
+    prices = np.exp(np.random.default_rng(1).normal(0, 0.1, (200, 2)))
+    logs = np.log(prices)
+    for t in (0, 1, 5, 63, 150):
+        window = logs[max(0, t - 15) : t + 1]
+        right = (window[-1] - window.mean(0)) / np.where(window.std(0) > 0, window.std(0), 1)
+        np.testing.assert_allclose(z_score(prices, 16)[t], right, atol=1e-12)
+        np.testing.assert_allclose(
+            moving_average(prices, 16)[t], prices[max(0, t - 15) : t + 1].mean(0), rtol=1e-12
+        )

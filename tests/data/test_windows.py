@@ -111,3 +111,8 @@ def test_scale():
     np.testing.assert_allclose(scaled.std((0, 1)), 1)
     np.testing.assert_allclose(scale.invert(scaled), values)
     np.testing.assert_array_equal(fit_scale(np.full((4, 1), 7.0)).apply(np.full((4, 1), 8.0)), 1.0)
+
+
+def test_a_constant_has_a_deviation_of_one():
+    assert fit_scale(np.full((1000, 2), 0.1)).deviation.tolist() == [1, 1]
+    assert fit_scale(np.full((1000, 2), 0.1), together=True).deviation.tolist() == [1, 1]

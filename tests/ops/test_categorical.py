@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from btnn_jax.ops import categorical
 from btnn_jax.ops.categorical import entropy, kl_divergence, log_prob
 
 
@@ -134,3 +135,19 @@ def test_mismatches_are_errors(batch):
         log_prob(logits, actions[0])
     with pytest.raises(ValueError, match="structure"):
         log_prob({"a": logits}, {"b": actions})
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8, jnp.int16, jnp.uint16, jnp.int32, jnp.uint32])
+def test_small_integer_types_name_the_action_they_hold(dtype):
+    logits = jnp.zeros((2, 300))
+    actions = jnp.array([1, 127], dtype)
+    np.testing.assert_allclose(categorical.log_prob(logits, actions), [-np.log(300)] * 2, rtol=1e-6)
+    hot = categorical.one_hot(actions, (2, 300))
+    np.testing.assert_array_equal(hot.argmax(-1), [1, 127])
+    np.testing.assert_array_equal(hot.sum(-1), [1, 1])
+
+
+def test_integer_actions_beside_logits_of_their_shape_are_not_one_row():
+    with pytest.raises(ValueError, match=r"logits \[N, A\] for integer actions \[N\], got logits \(3,\)"):
+        categorical.log_prob(jnp.zeros(3), jnp.array([0, 1, 0]))
+    assert categorical.log_prob(jnp.zeros(3), jnp.array([0.0, 1.0, 0.0])) == -np.log(np.float32(3))

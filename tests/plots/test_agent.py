@@ -3,11 +3,11 @@
 import matplotlib.pyplot
 import numpy as np
 import pytest
+from btnn_jax.runs.run import Run, create_run
 
 from btnn_jax.plots import agent as plots
 from btnn_jax.runs.folder import RunError, write_json
 from btnn_jax.runs.metrics import MetricsWriter
-from btnn_jax.runs.run import Run, create_run
 from btnn_jax.training.config import UnrealConfig
 
 
@@ -121,3 +121,9 @@ def test_smoothing_keeps_lines_and_means():
     noise = np.random.default_rng(0).normal(size=400)
     assert np.std(plots.smooth(noise)[20:-20]) < np.std(noise) / 3
     assert plots.smooth(np.zeros(0)).size == 0
+
+
+def test_one_huge_value_spoils_only_what_is_near_it():
+    values = np.ones(100)
+    values[10] = 1e16
+    np.testing.assert_array_equal(plots.smooth(values)[20:], 1.0)
