@@ -363,9 +363,9 @@ class DepthwiseConv2D(nn.Module):
 class LayerNorm(nn.Module):
     """Zero mean and unit variance over `axes` together, then one scale and shift per channel (the last axis).
 
-    Ba et al. (2016), "Layer Normalization". Computed in float32, returned in `dtype` (None: that of the input). An input
-    that does not vary beyond float32's rounding, such as a black image, gives zeros before the shift, and gradients as
-    if its variance were 1.
+    Ba et al. (2016), "Layer Normalization". Computed in float32, returned in `dtype` (None: that of the input). An
+    input that does not vary beyond float32's rounding, such as a black image, gives zeros before the shift, and
+    gradients as if its variance were 1.
     """
 
     axes: tuple[int, ...] = (-3, -2, -1)  # height, width and channels

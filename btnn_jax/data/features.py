@@ -128,7 +128,8 @@ def _over_windows(
 
 
 def _mean(windows: np.ndarray) -> np.ndarray:
-    return np.asarray(windows.mean(axis=-1))
+    last = windows[..., -1]  # relative to it, the mean of a constant is that constant
+    return last + (windows - last[..., None]).mean(axis=-1)
 
 
 def _standard_score(windows: np.ndarray) -> np.ndarray:
