@@ -1,4 +1,4 @@
-"""Functions of a policy's parameters: start from others, freeze some."""
+"""Functions of a policy's parameters: start from others, freeze some, rescale the value head."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["frozen_mask", "with_pretrained"]
+__all__ = ["frozen_mask", "return_scale", "update_return_scale", "with_pretrained"]
 
 PyTree = Any
 
@@ -64,3 +64,35 @@ def frozen_mask(params: PyTree, frozen: tuple[str, ...]) -> PyTree:
     if unused:
         raise ValueError(f"no parameters are in {sorted(unused)}; there are {sorted(params)} at the top")
     return mask
+
+
+def return_scale(params: PyTree) -> jax.Array:
+    """The scale of returns of a policy with `normalize_returns`, float32 `[]`; 1 until a reward has been seen."""
+    scale = params["return_scale"]
+    return jnp.where(scale > 0, scale, 1.0)
+
+
+def update_return_scale(params: PyTree, mean_square: jax.Array, rate: float) -> PyTree:
+    """Updates the scale of returns without changing any value that the policy predicts.
+
+    The square of the scale is an exponential average of `mean_square`. The value head is multiplied by the old scale
+    over the new one, as in PopArt (van Hasselt et al. 2016, "Learning values across many orders of magnitude",
+    arXiv:1602.07714), here without the shift by a mean. The first scale leaves the head as it is, because until then
+    the head has predicted returns of unknown size.
+
+    Args:
+      params: parameters of a policy with `normalize_returns`.
+      mean_square: float32 `[]`, mean of squared returns; the scale stays where it is 0 or not finite.
+      rate: weight of `mean_square` in the average, between 0 and 1.
+
+    Returns:
+      The parameters with another `return_scale` and value head.
+    """
+    old = params["return_scale"]
+    known = (mean_square > 0) & jnp.isfinite(mean_square)
+    square = jnp.where(old > 0, jnp.square(old) + rate * (mean_square - jnp.square(old)), mean_square)
+    new = jnp.where(known, jnp.sqrt(square), old)
+    ratio = jnp.where(old > 0, old / jnp.where(new > 0, new, 1.0), 1.0)
+    head = params["actor_critic"]
+    value = jax.tree.map(lambda x: (x * ratio).astype(x.dtype), head["value"])
+    return {**params, "return_scale": new, "actor_critic": {**head, "value": value}}

@@ -85,6 +85,9 @@ class UnrealPolicy(nn.Module):
       logits_norm: see `DenseAACNetwork`.
       pc_head: features -> `[..., h, w, A]`, usually a `DuellingPCNetwork`; None for no pixel control.
       rp_head: concatenated features of several frames -> `[..., 3]`, usually a `DenseRPNetwork`; None for none.
+      normalize_returns: the value head predicts returns in units of the parameter `return_scale`, which the train step
+        updates (`update_return_scale`); values leave the policy in units of the rewards, and the last reward enters the
+        core divided by the scale. Rewards of any size then look the same to every layer.
       dtype: type of computation of the actor-critic head; the other parts carry their own.
       param_dtype: type of the parameters.
     """
@@ -96,11 +99,14 @@ class UnrealPolicy(nn.Module):
     logits_norm: str | None = None
     pc_head: nn.Module | None = None
     rp_head: nn.Module | None = None
+    normalize_returns: bool = False
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
     def setup(self) -> None:
         """Makes the head that is not given as a module."""
+        if self.normalize_returns:
+            self.return_scale = self.param("return_scale", nn.initializers.zeros, (), jnp.float32)
         self.actor_critic = DenseAACNetwork(
             self.action_depths,
             linear=self.linear,
@@ -131,7 +137,15 @@ class UnrealPolicy(nn.Module):
             features = jnp.concatenate([features, *self._feedback(inputs, features.dtype)], axis=-1)
             features, state = self.core(features, state, resets=inputs.reset, deterministic=deterministic)
         head = self.actor_critic(features, deterministic=deterministic)
-        return PolicyOutput(head.logits, head.value, features), state
+        return PolicyOutput(head.logits, self._in_reward_units(head.value), features), state
+
+    def _scale(self) -> jax.Array:
+        """The scale of returns, 1 until a reward has been seen."""
+        scale = jax.lax.stop_gradient(self.return_scale)
+        return jnp.where(scale > 0, scale, 1.0)
+
+    def _in_reward_units(self, value: jax.Array) -> jax.Array:
+        return value * self._scale() if self.normalize_returns else value
 
     def _feedback(self, inputs: AgentInput, dtype: Any) -> tuple[jax.Array, jax.Array]:
         """Last action `[T, B, sum A]` and reward `[T, B, 1]`, zero at an episode's first step."""
@@ -146,7 +160,10 @@ class UnrealPolicy(nn.Module):
             if not jnp.issubdtype(action.dtype, jnp.integer):
                 raise ValueError(f"last_action must be integers, got {action.dtype}")
         actions = [one_hot(action, (*action.shape, depth)).astype(dtype) for action, depth in heads]
-        reward = inputs.last_reward[..., None].astype(dtype)
+        reward = inputs.last_reward[..., None]
+        if self.normalize_returns:
+            reward = reward / self._scale()
+        reward = reward.astype(dtype)
         first, zero = inputs.reset[..., None], jnp.zeros((), dtype)
         action = jnp.concatenate(actions, axis=-1)
         return jnp.where(first, zero, action), jnp.where(first, zero, reward)
@@ -244,7 +261,10 @@ class StackedLSTMPolicy(UnrealPolicy, kw_only=True):  # type: ignore[call-arg]
         agent = jnp.concatenate([*streams.values(), x, action, reward], axis=-1)
         features, core_state = self.core(agent, state[layers:], **how)
         head = self._heads(x, features, deterministic)
-        return PolicyOutput(head.logits, head.value, features), (*first_state, *core_state)
+        return PolicyOutput(head.logits, self._in_reward_units(head.value), features), (
+            *first_state,
+            *core_state,
+        )
 
     def _heads(self, x: jax.Array, features: jax.Array, deterministic: bool) -> ActorCritic:
         if self.heads == "shared":
@@ -327,6 +347,7 @@ def make_policy(
     kind: str = "unreal",
     trunk: int = 0,
     heads: str = "shared",
+    normalize_returns: bool = False,
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
 ) -> UnrealPolicy:
@@ -356,6 +377,7 @@ def make_policy(
       kind: "unreal" for an `UnrealPolicy`, "stacked_lstm" for a `StackedLSTMPolicy`.
       trunk: see `StackedLSTMPolicy`.
       heads: see `StackedLSTMPolicy`.
+      normalize_returns: see `UnrealPolicy`.
       dtype: type of computation.
       param_dtype: type of the parameters.
 
@@ -403,6 +425,7 @@ def make_policy(
         "logits_norm": logits_norm,
         "pc_head": pc_head,
         "rp_head": DenseRPNetwork(linear=linear, **types) if reward_prediction else None,
+        "normalize_returns": normalize_returns,
         **types,
     }
     if kind == "unreal":

@@ -15,25 +15,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from btnn_jax import envs, losses
+from btnn_jax import losses
+from btnn_jax._errors import first_line
 from btnn_jax.data import INSTALLED
 from btnn_jax.envs.base import Environment, PyTree
 from btnn_jax.envs.trading.market import GENERATORS
 from btnn_jax.policies import UnrealPolicy
-from btnn_jax.training.config import UnrealConfig
 from btnn_jax.runs.folder import Folder, RunError, default_folder
-from btnn_jax.runs.run import Run, create_run, read_run
-from btnn_jax._errors import first_line
-from btnn_jax.runs.sources import lasting_source
 from btnn_jax.runs.loop import LoopOptions, Program, run_loop
-from btnn_jax.training.mapping import by_shard, make_mapped, placed
 from btnn_jax.runs.metrics import OF_EPISODES
 from btnn_jax.runs.processes import first_only
-from btnn_jax.runs.sources import make_env
 from btnn_jax.runs.progress import Reporter, make_reporter
+from btnn_jax.runs.run import Run, create_run, read_run
+from btnn_jax.runs.sources import lasting_source, make_env
+from btnn_jax.training.config import UnrealConfig
+from btnn_jax.training.mapping import by_shard, make_mapped, placed
+from btnn_jax.training.modules import make_unreal_policy
 from btnn_jax.training.rollout import make_rollout
 from btnn_jax.training.unreal import TrainState, make_unreal
-from btnn_jax.training.modules import make_unreal_policy
 
 __all__ = ["Agent", "RunResult", "first_devices", "make_agent", "resume", "train"]
 

@@ -8,26 +8,38 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 
-from btnn_jax.data import INSTALLED
-from btnn_jax.training.autoencoder import Autoencoder, AutoencoderState, Metrics, PyTree, make_autoencoder
-from btnn_jax.training.modules import default_layers
-from btnn_jax.runs.checkpoint import Checkpoints
-from btnn_jax.training.config import AutoencoderConfig
-from btnn_jax.runs.autoencoder_data import Examples, load_examples
-from btnn_jax.runs.folder import CHECKPOINTS, CONFIG, Folder, RunError, create_folder, default_folder, read_settings
 from btnn_jax._errors import first_line
-from btnn_jax.runs.sources import lasting_source
+from btnn_jax.data import INSTALLED
+from btnn_jax.runs.autoencoder_data import Examples, load_examples
+from btnn_jax.runs.checkpoint import Checkpoints
+from btnn_jax.runs.folder import (
+    CHECKPOINTS,
+    Folder,
+    RunError,
+    create_folder,
+    default_folder,
+)
 from btnn_jax.runs.loop import LoopOptions, Program, run_loop
-from btnn_jax.runs.run import AutoencoderRun, read_autoencoder_run
 from btnn_jax.runs.progress import Reporter, make_reporter
+from btnn_jax.runs.run import AutoencoderRun, read_autoencoder_run
+from btnn_jax.runs.sources import lasting_source
+from btnn_jax.training.autoencoder import Autoencoder, AutoencoderState, Metrics, PyTree, make_autoencoder
+from btnn_jax.training.config import AutoencoderConfig
+from btnn_jax.training.modules import default_layers
 
-__all__ = ["AutoencoderResult", "Trained", "load_autoencoder", "pretrained_encoder", "resume_autoencoder", "train_autoencoder"]
+__all__ = [
+    "AutoencoderResult",
+    "Trained",
+    "load_autoencoder",
+    "pretrained_encoder",
+    "resume_autoencoder",
+    "train_autoencoder",
+]
 
 
 class AutoencoderResult(NamedTuple):

@@ -12,6 +12,7 @@ import numpy as np
 from flax.core import unfreeze
 
 from btnn_jax import envs
+from btnn_jax._errors import check_known, first_line
 from btnn_jax.data import (
     INSTALLED,
     Scale,
@@ -26,14 +27,20 @@ from btnn_jax.data import (
 from btnn_jax.data.series import is_volume
 from btnn_jax.encoders import as_image, one_stream
 from btnn_jax.envs.base import Environment
-from btnn_jax._errors import check_known
 from btnn_jax.policies import action_distribution
-from btnn_jax.training.config import AutoencoderConfig
 from btnn_jax.runs.folder import RunError
-from btnn_jax._errors import first_line
 from btnn_jax.runs.sources import make_env
+from btnn_jax.training.config import AutoencoderConfig
 
-__all__ = ["BARS", "Examples", "environment_frames", "load_examples", "play_randomly", "series_windows", "unused_fields"]
+__all__ = [
+    "BARS",
+    "Examples",
+    "environment_frames",
+    "load_examples",
+    "play_randomly",
+    "series_windows",
+    "unused_fields",
+]
 
 BARS = ("open", "high", "low", "close")
 _NUM_ENVS = 16  # that play side by side

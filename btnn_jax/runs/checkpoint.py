@@ -17,9 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from btnn_jax._errors import import_extra
+from btnn_jax._errors import first_line, import_extra
 from btnn_jax.runs.folder import Folder, RunError, version
-from btnn_jax._errors import first_line
 from btnn_jax.runs.processes import ProcessLostError, first_only, is_first, together
 
 __all__ = ["CheckpointError", "Checkpoints", "from_arrays", "to_arrays"]

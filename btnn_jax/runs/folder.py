@@ -9,17 +9,31 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
 from btnn_jax._errors import first_line
 
-from btnn_jax.training.config import UnrealConfig
-
-__all__ = ["BACKTEST", "CHECKPOINTS", "CONFIG", "EVALUATION", "EVENTS", "LOCK", "METRICS", "Folder", "RunError", "create_folder", "default_folder", "locked", "read_settings", "version", "write_json", "write_text"]
+__all__ = [
+    "BACKTEST",
+    "CHECKPOINTS",
+    "CONFIG",
+    "EVALUATION",
+    "EVENTS",
+    "LOCK",
+    "METRICS",
+    "Folder",
+    "RunError",
+    "create_folder",
+    "default_folder",
+    "locked",
+    "read_settings",
+    "version",
+    "write_json",
+    "write_text",
+]
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"

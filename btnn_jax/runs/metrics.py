@@ -17,7 +17,16 @@ import numpy as np
 from btnn_jax._errors import import_extra
 from btnn_jax.runs.folder import EVENTS, METRICS, Folder, RunError, write_text
 
-__all__ = ["LATEST", "OF_EPISODES", "Means", "MetricsWriter", "add_metrics", "no_means", "read_means", "read_metrics"]
+__all__ = [
+    "LATEST",
+    "OF_EPISODES",
+    "Means",
+    "MetricsWriter",
+    "add_metrics",
+    "no_means",
+    "read_means",
+    "read_metrics",
+]
 
 # Running counts, schedules, and what was measured at the end: their mean says nothing.
 LATEST = ("skipped", "learning_rate", "beta", "validation_loss", "validation_kl")

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from btnn_jax.runs.folder import RunError
 from btnn_jax._errors import first_line
+from btnn_jax.runs.folder import RunError
 
 __all__ = ["ProcessLostError", "connect", "first_only", "is_first", "most", "together"]
 

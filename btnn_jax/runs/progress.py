@@ -9,7 +9,18 @@ from typing import Any, NamedTuple, Protocol, TextIO
 
 from btnn_jax._errors import import_extra
 
-__all__ = ["Bar", "Lines", "Progress", "Reporter", "Silent", "clock", "make_reporter", "progress_line", "progress_words", "short"]
+__all__ = [
+    "Bar",
+    "Lines",
+    "Progress",
+    "Reporter",
+    "Silent",
+    "clock",
+    "make_reporter",
+    "progress_line",
+    "progress_words",
+    "short",
+]
 
 
 class Progress(NamedTuple):

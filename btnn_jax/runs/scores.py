@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from btnn_jax.runs.agent import Agent, make_agent
 from btnn_jax.runs.checkpoint import Checkpoints
-from btnn_jax.training.evaluate import Episodes, make_evaluate, make_evaluate_random
 from btnn_jax.runs.folder import CHECKPOINTS, EVALUATION, Folder, write_json
 from btnn_jax.runs.run import read_run
-from btnn_jax.runs.agent import Agent, make_agent
+from btnn_jax.training.evaluate import Episodes, make_evaluate, make_evaluate_random
 
 __all__ = ["Score", "read_scores", "score", "score_run", "scores_table", "summarise"]
 

@@ -85,6 +85,8 @@ class UnrealConfig(Config):
     minibatches: int = 4  # of whole sequences: num_envs must be a multiple
     ppo_epsilon: float = 0.2
     normalize_advantages: bool = True
+    # Values are predicted in units of a running scale of the returns, so that rewards of any size learn alike.
+    normalize_returns: bool = True
     value_weight: float = 0.5
     entropy_beta: float = 0.01
     entropy_beta_final: float | None = None  # reached linearly at total_steps; None keeps entropy_beta

@@ -54,6 +54,7 @@ def make_unreal_policy(config: UnrealConfig, env: Environment, **overrides: Any)
         "pc_cell": config.pc_cell,
         "pc_stream": config.pc_stream,
         "reward_prediction": config.rp_weight > 0,
+        "normalize_returns": config.normalize_returns,
         "ae_stream": config.ae_stream,
         "dtype": jnp.bfloat16 if config.precision == "bfloat16" else None,
     }

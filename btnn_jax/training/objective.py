@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from btnn_jax import losses, targets
 from btnn_jax.ops import categorical
-from btnn_jax.parameters import frozen_mask
+from btnn_jax.parameters import frozen_mask, return_scale
 from btnn_jax.policies import AgentInput, PolicyOutput, State, UnrealPolicy
 from btnn_jax.replay import Frames, Replay, ReplayState, Window
 from btnn_jax.training.config import UnrealConfig
@@ -87,14 +87,24 @@ def make_objective(
     def head(params: PyTree, method: Callable, x: PyTree, noise_key: Array) -> PyTree:
         return policy.apply({"params": params}, x, rngs={"noise": noise_key}, method=method)
 
+    def scale_of(params: PyTree) -> ArrayLike:
+        return jax.lax.stop_gradient(return_scale(params)) if config.normalize_returns else 1.0
+
     def on_policy(
         params: PyTree, batch: OnPolicy, noise_key: Array, entropy_beta: ArrayLike
     ) -> tuple[Array, Metrics]:
         output, _ = apply(params, batch.rollout.inputs, batch.core, noise_key)
-        advantage = batch.advantage
+        scale = scale_of(params)
+        advantage = batch.advantage / scale
         if config.normalize_advantages:
             advantage = _standardise(advantage, axis_name)
-        arguments = (batch.rollout.action, advantage, batch.returns, output.logits, output.value)
+        arguments = (
+            batch.rollout.action,
+            advantage,
+            batch.returns / scale,
+            output.logits,
+            output.value / scale,
+        )
         weights: dict[str, Any] = {
             "entropy_beta": entropy_beta,
             "value_weight": config.value_weight,
@@ -140,7 +150,10 @@ def make_objective(
                 cut,
                 discount=config.discount,
             )
-            value_loss, _ = losses.value_fn_loss(returns, output.value, where=learn, axis_name=axis_name)
+            scale = scale_of(params)
+            value_loss, _ = losses.value_fn_loss(
+                returns / scale, output.value / scale, where=learn, axis_name=axis_name
+            )
             loss += hyper.vr_weight * value_loss
             metrics["value_replay_loss"] = value_loss
         if config.pc_weight:

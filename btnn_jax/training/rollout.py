@@ -30,6 +30,9 @@ class Actors(NamedTuple):
     episode_length: jax.Array  # int32 [B]
     last_return: jax.Array  # float32 [B], of the latest finished episode
     last_length: jax.Array  # int32 [B]; 0 where none has finished
+    discounted: jax.Array | None = (
+        None  # float32 [B], discounted rewards of the episode so far; None if not asked for
+    )
 
 
 class Rollout(NamedTuple):
@@ -45,6 +48,7 @@ class Rollout(NamedTuple):
     final_value: jax.Array  # float32, value of the final observation where truncated, else 0
     # float32 [T, B, h, w] towards the observation the step led to; None if not asked for
     pixel_change: jax.Array | None
+    discounted: jax.Array | None  # float32, discounted rewards of the episode so far; None if not asked for
 
 
 def make_rollout(
@@ -55,6 +59,7 @@ def make_rollout(
     *,
     pc_cell: tuple[int, int] | None = None,
     pc_stream: str | None = None,
+    discount: float | None = None,
 ) -> tuple[Callable, Callable]:
     """Binds environment and agent into `(reset, rollout)`.
 
@@ -65,6 +70,7 @@ def make_rollout(
       length: `T`.
       pc_cell: pixels of a cell of the pixel-change maps; None records none.
       pc_stream: observation stream that the maps are made of, see `btnn_jax.encoders.image_stream`.
+      discount: of the discounted sums of the rewards so far; None records none.
 
     Returns:
       `reset(key) -> Actors`, and `rollout(params, actors, noise_key) -> (actors, Rollout, last_value [B])`, which holds
@@ -93,6 +99,7 @@ def make_rollout(
             episode_length=jnp.zeros(num_envs, jnp.int32),
             last_return=zeros,
             last_length=jnp.zeros(num_envs, jnp.int32),
+            discounted=None if discount is None else zeros,
         )
 
     def apply(
@@ -136,6 +143,9 @@ def make_rollout(
                     one_stream(actors.inputs.observation, pc_stream),
                     pc_cell,
                 )
+            discounted = None
+            if discount is not None:
+                discounted = discount * actors.discounted + time_step.reward
             record = Rollout(
                 inputs=actors.inputs,
                 action=action,
@@ -146,6 +156,7 @@ def make_rollout(
                 truncated=time_step.truncated,
                 final_value=last,
                 pixel_change=pixel_change,
+                discounted=discounted,
             )
             total, count = actors.episode_return + time_step.reward, actors.episode_length + 1
             return Actors(
@@ -157,6 +168,7 @@ def make_rollout(
                 episode_length=jnp.where(done, 0, count),
                 last_return=jnp.where(done, total, actors.last_return),
                 last_length=jnp.where(done, count, actors.last_length),
+                discounted=None if discounted is None else jnp.where(done, 0.0, discounted),
             ), record
 
         actors, record = jax.lax.scan(one_step, actors, length=length)

@@ -14,7 +14,7 @@ from flax import struct
 
 from btnn_jax import losses, targets
 from btnn_jax.envs.base import Environment, check_environment
-from btnn_jax.parameters import frozen_mask, with_pretrained
+from btnn_jax.parameters import frozen_mask, return_scale, update_return_scale, with_pretrained
 from btnn_jax.policies import UnrealPolicy, init_params
 from btnn_jax.replay import ReplayState, make_replay
 from btnn_jax.training.config import UnrealConfig
@@ -33,6 +33,7 @@ __all__ = [
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
+RETURN_SCALE_RATE = 0.1  # of the running average, in each update
 Learner = tuple[PyTree, optax.OptState]  # parameters and the optimizer's state
 
 
@@ -97,6 +98,7 @@ def make_unreal(
         config.rollout_length,
         pc_cell=config.pc_cell if config.pc_weight else None,
         pc_stream=config.pc_stream,
+        discount=config.discount if config.normalize_returns else None,
     )
     replay = None
     if config.replays:
@@ -144,6 +146,18 @@ def make_unreal(
         parts = jax.lax.map(logits, jnp.arange(config.num_envs).reshape(config.minibatches, -1))
         return jax.tree.map(lambda x: jnp.concatenate(x, axis=1), parts)
 
+    def rescaled(params: PyTree, discounted: jax.Array) -> tuple[PyTree, jax.Array]:
+        """Parameters with the newest scale of returns, and by what values change that were predicted before."""
+        seen = (
+            discounted != 0
+        )  # where rewards are rare, the scale is that of the returns and not of their rarity
+        square = losses.masked_mean(jnp.square(discounted), seen, axis_name=axis_name)
+        if axis_name is not None:
+            square = jax.lax.pmean(square, axis_name)
+        new = update_return_scale(params, square, RETURN_SCALE_RATE)
+        ratio = jnp.where(params["return_scale"] > 0, 1.0, return_scale(new))
+        return new, ratio
+
     def gradient_step(
         learner: Learner,
         batch: OnPolicy,
@@ -184,6 +198,11 @@ def make_unreal(
                 stored, to_replay(record), record.reward, record.inputs.reset, state.actors.core
             )
 
+        params = state.params
+        if config.normalize_returns:
+            params, ratio = rescaled(params, record.discounted)
+            record = record._replace(value=record.value * ratio, final_value=record.final_value * ratio)
+            last_value = last_value * ratio
         following = targets.next_values(record.value, last_value, record.truncated, record.final_value)
         advantage, returns = targets.gae(
             record.reward,
@@ -197,7 +216,7 @@ def make_unreal(
         batch = OnPolicy(record, advantage, returns, state.actors.core)
         if config.precision != "float32" and config.algorithm == "ppo":
             # Rounded that coarsely, one step at a time and whole sequences at once give different probabilities.
-            logits = relearned(state.params, batch, noise_key)
+            logits = relearned(params, batch, noise_key)
             batch = batch._replace(rollout=record._replace(logits=logits))
         update = state.update.astype(jnp.float32)
         learning_rate = jnp.asarray(state.hyper.learning_rate * rate_left(update), jnp.float32)
@@ -211,7 +230,7 @@ def make_unreal(
             stored=stored,
             hyper=state.hyper._replace(learning_rate=learning_rate, entropy_beta=entropy_beta),
         )
-        learner = (state.params, state.opt_state)
+        learner = (params, state.opt_state)
         if config.algorithm == "a2c":
             (params, opt_state), (learned, skipped) = one_step(learner, batch, replay_key)
         else:
@@ -243,6 +262,8 @@ def make_unreal(
         metrics |= experience
         metrics["skipped"] = (state.skipped + num_skipped).astype(jnp.float32)
         metrics["learning_rate"] = learning_rate
+        if config.normalize_returns:
+            metrics["return_scale"] = return_scale(params)
         if sigmas := _noise_sigmas(params):
             total = jnp.sum(jnp.stack([jnp.sum(jnp.abs(x)) for x in sigmas]))
             metrics["noise_sigma"] = total / sum(x.size for x in sigmas)

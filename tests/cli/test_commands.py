@@ -9,7 +9,6 @@ import sys
 import chex
 import numpy as np
 import pytest
-from btnn_jax.runs.run import Run, create_run, read_run
 
 from btnn_jax import cli
 from btnn_jax.cli.parser import make_parser
@@ -19,6 +18,7 @@ from btnn_jax.runs.agent import make_agent
 from btnn_jax.runs.autoencoder import load_autoencoder
 from btnn_jax.runs.checkpoint import Checkpoints
 from btnn_jax.runs.folder import CHECKPOINTS, RunError
+from btnn_jax.runs.run import Run, create_run, read_run
 from btnn_jax.runs.scores import read_scores
 from btnn_jax.training.config import UnrealConfig
 

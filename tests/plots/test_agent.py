@@ -3,11 +3,11 @@
 import matplotlib.pyplot
 import numpy as np
 import pytest
-from btnn_jax.runs.run import Run, create_run
 
 from btnn_jax.plots import agent as plots
 from btnn_jax.runs.folder import RunError, write_json
 from btnn_jax.runs.metrics import MetricsWriter
+from btnn_jax.runs.run import Run, create_run
 from btnn_jax.training.config import UnrealConfig
 
 

@@ -6,7 +6,6 @@ import jax
 import matplotlib.pyplot
 import numpy as np
 import pytest
-from btnn_jax.runs.run import AutoencoderRun
 
 from btnn_jax.data import Scale
 from btnn_jax.plots import autoencoder as plots
@@ -14,6 +13,7 @@ from btnn_jax.runs.autoencoder import Trained
 from btnn_jax.runs.autoencoder_data import Examples
 from btnn_jax.runs.folder import METRICS, RunError
 from btnn_jax.runs.reconstruction import Errors
+from btnn_jax.runs.run import AutoencoderRun
 from btnn_jax.training.autoencoder import make_autoencoder
 from btnn_jax.training.config import AutoencoderConfig
 

@@ -17,15 +17,15 @@ import pytest
 
 from btnn_jax.runs import agent as runs
 from btnn_jax.runs import loop
+from btnn_jax.runs.agent import resume, train
 from btnn_jax.runs.checkpoint import Checkpoints
-from btnn_jax.training.config import UnrealConfig
-from btnn_jax.runs.run import Run, create_run, read_run
 from btnn_jax.runs.folder import RunError
 from btnn_jax.runs.metrics import read_metrics
 from btnn_jax.runs.progress import Silent
-from btnn_jax.runs.agent import resume, train
-from btnn_jax.runs.sources import make_env
+from btnn_jax.runs.run import Run, create_run, read_run
 from btnn_jax.runs.scores import read_scores, score_run, scores_table
+from btnn_jax.runs.sources import make_env
+from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.unreal import make_unreal
 
 UPDATES = 8

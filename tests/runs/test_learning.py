@@ -9,13 +9,13 @@ import pytest
 
 from btnn_jax import envs
 from btnn_jax.envs.trading import optimal_policy
+from btnn_jax.runs.agent import make_agent, train
+from btnn_jax.runs.progress import Silent
+from btnn_jax.runs.scores import score
 from btnn_jax.training.backtest import make_backtest
 from btnn_jax.training.config import UnrealConfig
-from btnn_jax.runs.progress import Silent
-from btnn_jax.runs.agent import make_agent, train
-from btnn_jax.runs.scores import score
-from btnn_jax.training.unreal import make_unreal
 from btnn_jax.training.modules import make_unreal_policy
+from btnn_jax.training.unreal import make_unreal
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimized")]
 

@@ -14,9 +14,9 @@ import time
 import chex
 import pytest
 
+from btnn_jax.runs.agent import make_agent
 from btnn_jax.runs.checkpoint import Checkpoints
 from btnn_jax.runs.run import read_run
-from btnn_jax.runs.agent import make_agent
 
 OPTIONS = [
     *("probe-memory", "--num-envs", "4", "--rollout-length", "8", "--hidden", "8", "--lstm", "8"),

@@ -12,14 +12,14 @@ import pytest
 from btnn_jax import cli
 from btnn_jax.cli.parser import make_parser
 from btnn_jax.runs import profiling as profile
+from btnn_jax.runs.agent import make_agent, train
 from btnn_jax.runs.checkpoint import to_arrays
-from btnn_jax.training.config import UnrealConfig
-from btnn_jax.runs.run import Run
 from btnn_jax.runs.folder import create_folder
 from btnn_jax.runs.loop import Program, run_loop
 from btnn_jax.runs.profiling import Profile, profile_table
 from btnn_jax.runs.progress import Silent
-from btnn_jax.runs.agent import make_agent, train
+from btnn_jax.runs.run import Run
+from btnn_jax.training.config import UnrealConfig
 
 LEAST = profile.WARM + profile.TIMED + profile.TRACED + 1
 

@@ -10,13 +10,13 @@ import pytest
 
 from btnn_jax import envs
 from btnn_jax.policies import init_params
+from btnn_jax.runs.agent import make_agent
 from btnn_jax.runs.checkpoint import Checkpoints
-from btnn_jax.training.config import UnrealConfig
-from btnn_jax.training.evaluate import Episodes
 from btnn_jax.runs.folder import CHECKPOINTS, RunError
 from btnn_jax.runs.run import Run, create_run
-from btnn_jax.runs.agent import make_agent
 from btnn_jax.runs.scores import score, score_run, summarise
+from btnn_jax.training.config import UnrealConfig
+from btnn_jax.training.evaluate import Episodes
 from btnn_jax.training.modules import make_unreal_policy
 
 CONFIG = UnrealConfig(

@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from btnn_jax.runs.run import AutoencoderRun, is_autoencoder_run, read_autoencoder_run, read_run
-from btnn_jax.runs.sources import make_env
 
 from btnn_jax.data import load_csv
 from btnn_jax.runs import autoencoder as autoencode_run
@@ -28,6 +26,8 @@ from btnn_jax.runs.folder import RunError
 from btnn_jax.runs.metrics import read_metrics
 from btnn_jax.runs.progress import Silent
 from btnn_jax.runs.reconstruction import compare_run, errors_table, pca_errors, read_errors
+from btnn_jax.runs.run import AutoencoderRun, is_autoencoder_run, read_autoencoder_run, read_run
+from btnn_jax.runs.sources import make_env
 from btnn_jax.training.autoencoder import make_autoencoder
 from btnn_jax.training.config import KINDS, AutoencoderConfig
 

@@ -10,16 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from btnn_jax.runs.backtests import backtest_run
-from btnn_jax.runs.run import Run, create_run
 
 from btnn_jax import cli, envs
 from btnn_jax.envs.trading import make_held_out
 from btnn_jax.envs.trading.performance import Performance
 from btnn_jax.runs import backtests as module
 from btnn_jax.runs.agent import make_agent
+from btnn_jax.runs.backtests import backtest_run
 from btnn_jax.runs.checkpoint import Checkpoints
 from btnn_jax.runs.folder import CHECKPOINTS, METRICS, RunError
+from btnn_jax.runs.run import Run, create_run
 from btnn_jax.training.backtest import (
     make_strategy,
     measure,
