@@ -133,7 +133,7 @@ class FiveValues:
 
 def ours(config: UnrealConfig, policy: Any = None) -> Program:
     """One call is one update."""
-    init, step = make_unreal(config, envs.make("Breakout-MinAtar"), policy=policy)
+    init, step, *_ = make_unreal(config, envs.make("Breakout-MinAtar"), policy=policy)
     return repeated(jax.jit(init)(jax.random.key(0)), jax.jit(lambda state: step(state)[0], donate_argnums=0))
 
 

@@ -72,7 +72,7 @@ def judged(market: dict[str, Any], config: UnrealConfig, seeds: int) -> tuple[np
     """Total return and Sharpe ratio `[S]` over the test part, each the mean of `DRAWS` accounts of sampled actions."""
     env = envs.make("trading", **market)
     policy = make_unreal_policy(config, env)
-    init, step = make_unreal(config, env, policy=policy)
+    init, step, *_ = make_unreal(config, env, policy=policy)
     state = jax.jit(jax.vmap(lambda seed: init(jax.random.key(seed))))(jnp.arange(seeds))
     step = jax.jit(jax.vmap(step), donate_argnums=0)
     for _ in range(config.num_updates):

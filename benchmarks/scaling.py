@@ -41,7 +41,7 @@ def on_devices(shards: int, devices: int) -> Program:
 
 def population(members: int) -> tuple[Program, Program]:
     """One update of every member: all by `vmap`, and one by one."""
-    init, step = make_unreal(CONFIG, envs.make(ENV))
+    init, step, *_ = make_unreal(CONFIG, envs.make(ENV))
     hyper = jax.tree.map(lambda x: jnp.full(members, x, jnp.float32), hyperparameters(CONFIG))
     hyper = hyper._replace(learning_rate=jnp.geomspace(1e-4, 1e-2, members, dtype=jnp.float32))
     keys = jax.random.split(jax.random.key(0), members)

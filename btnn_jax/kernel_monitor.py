@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -76,7 +77,10 @@ class KernelMonitor:
           ValueError: if there is neither key nor start, or the start has the wrong shape.
           IndexError: if there is no such kernel.
         """
-        if not isinstance(kernel_index, jax.core.Tracer) and not 0 <= int(kernel_index) < self.num_kernels:
+        if (
+            not isinstance(kernel_index, jax.core.Tracer)
+            and not 0 <= np.asarray(kernel_index) < self.num_kernels
+        ):
             raise IndexError(f"the layer has kernels 0 to {self.num_kernels - 1}, got {kernel_index}")
         return self._fit(self._start(key, start), kernel_index, step, num_steps, l2, blur)
 

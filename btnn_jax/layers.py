@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 from jax import Array
@@ -360,6 +361,9 @@ class DepthwiseConv2D(nn.Module):
         return _add_bias(depthwise_conv2d(x, kernel, self.stride, self.pad), bias)
 
 
+_EPSILON = float(np.finfo(np.float32).eps)
+
+
 class LayerNorm(nn.Module):
     """Zero mean and unit variance over `axes` together, then one scale and shift per channel (the last axis).
 
@@ -388,7 +392,7 @@ class LayerNorm(nn.Module):
         variance = jnp.square(y).mean(self.axes, keepdims=True)
         # What varies by no more than float32 rounds is constant. With zero variance, rsqrt(1e-12) would scale
         # gradients by 1e6 in every layer; divide by 1 instead.
-        rounding = jnp.square(4 * jnp.finfo(jnp.float32).eps * (first + mean))
+        rounding = jnp.square(4 * _EPSILON * (first + mean))
         y = y * jax.lax.rsqrt(jnp.where(variance > rounding, variance + self.epsilon, 1))
         if self.use_scale:
             y = y * self._channels("scale", nn.initializers.ones, y)

@@ -253,7 +253,7 @@ def ppo_loss(
     value_errors = _squared_error(returns, values)
     if old_values is not None and value_epsilon is not None:
         moved = _float32(values) - _float32(old_values)
-        clipped = _float32(old_values) + jnp.clip(moved, -value_epsilon, value_epsilon)
+        clipped = _float32(old_values) + jnp.clip(moved, -jnp.asarray(value_epsilon), value_epsilon)
         value_errors = jnp.maximum(value_errors, _squared_error(returns, clipped))
     loss, metrics = _actor_critic(
         policy_loss=-mean(bounded * advantages),

@@ -9,20 +9,10 @@ import difflib
 import re
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-from btnn_jax.training.config import (
-    ALGORITHMS,
-    KINDS,
-    PADS,
-    POLICIES,
-    PRECISIONS,
-    RESIZE_METHODS,
-    SCHEDULES,
-    Config,
-    LayerConfig,
-)
+from btnn_jax.training.config import Config, LayerConfig
 
 __all__ = [
     "Parser",
@@ -42,16 +32,6 @@ __all__ = [
 ]
 
 _NAMES = {"total_steps": "--steps", "layer_config": "--layers"}
-_CHOICES = {
-    "algorithm": ALGORITHMS,
-    "policy": POLICIES,
-    "learning_rate_schedule": SCHEDULES,
-    "precision": PRECISIONS,
-    "autoencoder": KINDS,
-    "kind": KINDS,
-    "resize_method": RESIZE_METHODS,
-    "pad": PADS,
-}
 
 
 class Parser(argparse.ArgumentParser):
@@ -83,22 +63,15 @@ class Same(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def add_fields(
-    parser: argparse.ArgumentParser, config: type[Config], topics: Mapping[str, Mapping[str, str]]
-) -> None:
-    """Adds an option for every field of a configuration, typed as the field is.
-
-    Args:
-      parser: where to.
-      config: the configuration.
-      topics: titles of groups, each with its fields and what they are called for.
-    """
+def add_fields(parser: argparse.ArgumentParser, config: type[Config]) -> None:
+    """Adds an option for every field of a configuration, with the field's type, topic and help text."""
     types = typing.get_type_hints(config)
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}  # type: ignore[arg-type]
-    for title, fields in topics.items():
-        group = parser.add_argument_group(title)
-        for name, text in fields.items():
-            _add_field(group, name, types[name], with_default(text, defaults[name]))
+    group: Any = parser
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        if field.metadata["topic"] is not None:
+            group = parser.add_argument_group(field.metadata["topic"])
+        text = with_default(in_options(field.metadata["text"], config), field.default)
+        _add_field(group, field.name, types[field.name], field.metadata["choices"], text)
 
 
 def option_of(name: str) -> str:
@@ -120,7 +93,7 @@ def in_options(message: str, config: type[Config]) -> str:
     return names.sub(lambda name: option_of(name[0]) if name[0] in known else name[0], message)
 
 
-def _add_field(group: Any, name: str, kind: Any, text: str) -> None:
+def _add_field(group: Any, name: str, kind: Any, choices: tuple[str, ...] | None, text: str) -> None:
     option = option_of(name)
     optional = type(None) in typing.get_args(kind)
     if optional:
@@ -128,15 +101,14 @@ def _add_field(group: Any, name: str, kind: Any, text: str) -> None:
     if kind is bool:
         group.add_argument(option, dest=name, action=argparse.BooleanOptionalAction, help=text)
         return
-    if name in _CHOICES:
-        choices: tuple[str | None, ...] = _CHOICES[name]
-        words = ",".join((*_CHOICES[name], "none") if optional else _CHOICES[name])
+    if choices is not None:
+        allowed: tuple[str | None, ...] = (*choices, None) if optional else choices
         group.add_argument(
             option,
             dest=name,
             type=_or_none(str, None) if optional else str,
-            choices=(*choices, None) if optional else choices,
-            metavar=f"{{{words}}}",
+            choices=allowed,
+            metavar=f"{{{','.join('none' if word is None else word for word in allowed)}}}",
             help=text,
         )
         return
@@ -226,7 +198,7 @@ def assignment(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
     try:
         return name, ast.literal_eval(value.capitalize() if value in ("true", "false") else value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # the latter two of deeply nested words
         return name, value
 
 

@@ -19,94 +19,6 @@ DEFAULT_ENV = "Breakout-MinAtar"
 EVALUATION: dict[str, Any] = {"episodes": 128, "max_steps": 10_000, "seed": 0, "best": False}
 """How the episodes of an agent are evaluated by default."""
 
-HELP: dict[str, dict[str, str]] = {
-    "experience": {
-        "total_steps": "environment steps of the whole run; the schedules end there",
-        "shards": "learners side by side that average their gradients; --devices unless given",
-        "num_envs": "environments stepped side by side, in each shard",
-        "rollout_length": "steps of each environment per update; also the length of replayed sequences",
-        "discount": "of rewards, per step",
-        "gae_lambda": "of generalized advantage estimation",
-    },
-    "algorithm": {
-        "algorithm": "a2c makes one gradient step per rollout, ppo epochs * minibatches of them",
-        "epochs": "ppo: passes over each rollout",
-        "minibatches": "ppo: parts of each rollout, a divisor of --num-envs",
-        "ppo_epsilon": "ppo: how far the policy's probability ratio is followed",
-        "normalize_advantages": "scale advantages to mean 0 and deviation 1",
-        "value_weight": "weight of the value loss",
-        "entropy_beta": "weight of the policy's entropy",
-        "entropy_beta_final": "what --entropy-beta changes to linearly by the end; none keeps it",
-    },
-    "optimizer": {
-        "learning_rate": "Adam's step size",
-        "learning_rate_schedule": "linear and cosine go down to 0",
-        "max_grad_norm": "bound of the global norm of the gradients",
-        "adam_epsilon": "in Adam's denominator",
-    },
-    "auxiliary tasks (a weight of 0 leaves a task out)": {
-        "pc_weight": "weight of pixel control",
-        "vr_weight": "weight of value replay",
-        "rp_weight": "weight of reward prediction",
-        "pc_discount": "of pixel changes, per step",
-        "pc_cell": "pixels of a cell of the pixel-control grid: height,width",
-        "pc_stream": "observation stream that pixel control watches; none for the only one",
-        "rp_frames": "frames that reward prediction sees",
-        "rp_threshold": "rewards within [-X, X] count as zero",
-        "replay_length": "steps kept of each environment, a multiple of --rollout-length",
-        "replay_batch": "replayed sequences per gradient step",
-        "replay_burn_in": "steps that only refresh the recurrent state of a replayed sequence",
-        "rp_batch": "frame stacks per gradient step, half of them with a reward",
-    },
-    "network": {
-        "policy": "stacked_lstm has two LSTMs, for observation streams external and internal",
-        "num_filters": "channels of each convolution; none chooses by the observation's size",
-        "hidden": "sizes of the dense layers after the convolutions",
-        "lstm": "sizes of the recurrent layers; none for an agent without memory",
-        "noisy": "NoisyNet heads, which explore by noise in their weights",
-        "precision": "of the network's computations; parameters, memory, logits and losses are float32",
-        "frozen": "parameters that stay as they start, by how their paths start: encoder/autoencoder",
-    },
-    "an autoencoder as encoder": {
-        "autoencoder": "whose latent variables the agent sees in place of convolutions",
-        "ae_layers": "filters:size:stride of each of its layers; none chooses by the observation's shape",
-        "ae_stream": "observation stream that it encodes; none for the only one",
-        "ae_weight": "weight of its own loss, on what the agent sees",
-        "ae_beta": "weight of a beta_vae's divergence in its loss",
-    },
-}
-"""What every field of `UnrealConfig` is called for on the command line, by topic."""
-
-AUTOENCODER_HELP: dict[str, dict[str, str]] = {
-    "examples": {
-        "columns": "columns of a series; none for its bars, or for all but the volume where it has none",
-        "window": "rows of a window of a series",
-        "stride": "rows between the starts of two windows",
-        "frames": "frames of an environment, seen by random actions",
-        "stream": "which of an environment's observation streams; none for the only one",
-        "validation": "fraction of the time, at its end, that nothing is learned from",
-        "embargo": "rows or steps left out before it",
-    },
-    "network": {
-        "kind": "channel_wise has weights for each channel; beta_vae is variational",
-        "layer_config": "filters:size:stride of each layer of the encoder; none chooses by the example's shape",
-        "resize_method": "how the decoder makes features larger",
-        "pad": "of the convolutions",
-    },
-    "loss of a beta_vae": {
-        "beta": "weight of the divergence in nats, beside the likelihood of variance 1",
-        "beta_warmup_steps": "gradient steps in which beta rises linearly from 0",
-    },
-    "optimizer": {
-        "steps": "gradient steps of the whole run; the learning rate falls to 0 there",
-        "batch": "examples of a gradient step",
-        "learning_rate": "Adam's first step size",
-        "max_grad_norm": "bound of the global norm of the gradients",
-        "steps_per_update": "gradient steps between two measurements of the validation part",
-    },
-}
-"""What every field of `AutoencoderConfig` is called for on the command line, by topic."""
-
 
 def make_parser() -> options.Parser:
     """The parser of all commands; `given.command` is the name of the chosen one."""
@@ -200,7 +112,7 @@ def _add_train(commands: Any) -> None:
         help="start with the autoencoder of this run of train-ae as encoder; --frozen encoder/autoencoder keeps it",
     )
     _add_devices(train)
-    options.add_fields(train, UnrealConfig, HELP)
+    options.add_fields(train, UnrealConfig)
 
 
 def _add_devices(train: Any) -> None:
@@ -209,7 +121,7 @@ def _add_devices(train: Any) -> None:
         "--devices",
         type=options.at_least_one,
         metavar="N",
-        help=_("how many of each process's to divide the shards among", 1),
+        help=_("of each process, to divide the shards among; --shards is as many unless given", 1),
     )
     devices.add_argument(
         "--seeds",
@@ -231,7 +143,7 @@ def _add_train_ae(commands: Any) -> None:
         metavar="DATA",
         help="a CSV file of prices; eurusd, googl or stocks, which come with packages; or an environment",
     )
-    options.add_fields(train, AutoencoderConfig, AUTOENCODER_HELP)
+    options.add_fields(train, AutoencoderConfig)
 
 
 def _add_training(commands: Any, name: str, what: str, words: str, folder: str) -> options.Parser:

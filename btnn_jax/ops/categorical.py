@@ -158,7 +158,7 @@ def one_hot(actions: Array, shape: tuple[int, ...]) -> Array:
         return jnp.asarray(actions, jnp.float32)
     if actions.shape != shape[:-1] or not jnp.issubdtype(actions.dtype, jnp.integer):
         raise ValueError(f"expected int {shape[:-1]} or one-hot {shape}, got {actions.dtype} {actions.shape}")
-    if jnp.iinfo(actions.dtype).bits < 32:  # an 8-bit type cannot count 300 classes
+    if actions.dtype.itemsize < 4:  # an 8-bit type cannot count 300 classes
         actions = actions.astype(jnp.int32)
     return jax.nn.one_hot(actions, shape[-1], dtype=jnp.float32)
 

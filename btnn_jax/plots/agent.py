@@ -117,22 +117,17 @@ def draw(runs: Sequence[Curves]) -> Any:
 def _draw_returns(axes: Any, runs: Sequence[Curves]) -> None:
     for run, colour in zip(runs, _colours(runs), strict=True):
         steps, returns = _finite(run.metrics, "episode_return")
+        if not len(steps):
+            continue
         name = run.label if len(runs) > 1 else "training episodes"
         axes.plot(steps, returns, color=colour, alpha=0.25, linewidth=1)
         axes.plot(steps, smooth(returns), color=colour, linewidth=2.2, label=name, **_dots(steps))
-        if len(runs) == 1 and "greedy" in run.scores:
-            score = run.scores["greedy"]
-            error = "" if score.standard_error is None else f" ± {score.standard_error:.2g}"
-            axes.plot(
-                run.metrics["steps"][-1],
-                score.mean_return,
-                color=colour,
-                marker="o",
-                markersize=8,
-                linestyle="none",
-                clip_on=False,
-                label=f"evaluated, greedy: {score.mean_return:.3g}{error}",
-            )
+    if len(runs) == 1:
+        _draw_scores(axes, runs[0], COLOURS[0])
+    if not any(len(_finite(run.metrics, "episode_return")[0]) for run in runs):
+        axes.text(
+            0.5, 0.5, "no episode has ended yet", transform=axes.transAxes, ha="center", color="#777777"
+        )
     random = [run.scores["random"].mean_return for run in runs if "random" in run.scores]
     if random:
         axes.axhline(
@@ -144,7 +139,28 @@ def _draw_returns(axes: Any, runs: Sequence[Curves]) -> None:
         )
     _style(axes, "Return of an episode", "undiscounted return", runs)
     axes.set_xlabel("environment steps")
-    axes.legend(frameon=False, fontsize=10, loc="best")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=10, loc="best")
+
+
+def _draw_scores(axes: Any, run: Curves, colour: str) -> None:
+    """The evaluation at the end of a run: a filled mark for greedy actions, a hollow one for sampled ones."""
+    for name, face in (("greedy", colour), ("sampled", "white")):
+        if name not in run.scores:
+            continue
+        score = run.scores[name]
+        error = "" if score.standard_error is None else f" ± {score.standard_error:.2g}"
+        axes.plot(
+            run.metrics["steps"][-1],
+            score.mean_return,
+            color=colour,
+            marker="o",
+            markersize=8,
+            markerfacecolor=face,
+            linestyle="none",
+            clip_on=False,
+            label=f"evaluated, {name}: {score.mean_return:.3g}{error}",
+        )
 
 
 def _draw_panel(axes: Any, panel: Panel, runs: Sequence[Curves]) -> None:
@@ -156,6 +172,8 @@ def _draw_panel(axes: Any, panel: Panel, runs: Sequence[Curves]) -> None:
             # One run has a colour for each metric; several have a colour each, and a dash for each metric.
             line, dash = (COLOURS[index], "-") if len(runs) == 1 else (colour, TASKS[index])
             steps, values = _finite(run.metrics, name)
+            if not len(steps):
+                continue
             label = panel.metrics[name] if run is runs[0] and len(present) > 1 else None
             axes.plot(steps, values, color=line, alpha=0.2, linewidth=0.8)
             axes.plot(
@@ -182,9 +200,13 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _finite(metrics: dict[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:
-    values = metrics.get(name, np.full_like(metrics["steps"], np.nan))
+    """The steps at which a metric is known, and its values, without a last record of few updates."""
+    steps, values = metrics["steps"], metrics.get(name, np.full_like(metrics["steps"], np.nan))
+    intervals = np.diff(steps, prepend=0)
+    if len(steps) > 2 and intervals[-1] < 0.5 * np.median(intervals):
+        steps, values = steps[:-1], values[:-1]
     known = np.isfinite(values)
-    return metrics["steps"][known], values[known]
+    return steps[known], values[known]
 
 
 def _dots(steps: np.ndarray) -> dict[str, Any]:

@@ -107,7 +107,8 @@ def plot_backtest(folder: Folder, output: Folder | None = None, *, part: str = "
     for strategy in STRATEGIES:
         (equity,) = np.asarray(backtest.accounts[strategy].equity)
         others["random, one draw" if strategy == "random" else strategy] = equity
-    what = backtest.data if len(assets) == 1 else f"{backtest.data}, the mean of {len(assets)} assets"
+    data = pathlib.Path(backtest.data).name  # of a file the name is enough
+    what = data if len(assets) == 1 else f"{data}, the mean of {len(assets)} assets"
     return plot_trades(
         pathlib.Path(folder) / "trades.png" if output is None else output,
         time=account.bar if times is None else times[account.bar],

@@ -27,11 +27,9 @@ from btnn_jax.runs.metrics import OF_EPISODES
 from btnn_jax.runs.processes import first_only
 from btnn_jax.runs.progress import Reporter, make_reporter
 from btnn_jax.runs.run import Run, create_run, read_run
-from btnn_jax.runs.sources import lasting_source, make_env
+from btnn_jax.runs.sources import check_written, lasting_source, make_env
 from btnn_jax.training.config import UnrealConfig
-from btnn_jax.training.mapping import by_shard, make_mapped, placed
-from btnn_jax.training.modules import make_unreal_policy
-from btnn_jax.training.rollout import make_rollout
+from btnn_jax.training.mapping import make_mapped, placed
 from btnn_jax.training.unreal import TrainState, make_unreal
 
 __all__ = ["Agent", "RunResult", "first_devices", "make_agent", "resume", "train"]
@@ -92,6 +90,9 @@ def train(
     params = dict(env_params or {})
     if "data" in params:
         params["data"] = lasting_source(params["data"], (*GENERATORS, *INSTALLED))
+    check_written(params)
+    if seed + seeds > 2**32:
+        raise RunError(f"seeds must be below {2**32}, got {seed} to {seed + seeds - 1}")
     run = Run(env, config, seed, params, seeds, pretrained is not None)
     agent = make_agent(run, pretrained, devices=devices)  # before the folder: what cannot be run leaves none
     path = pathlib.Path(
@@ -157,16 +158,14 @@ def make_agent(run: Run, pretrained: PyTree | None = None, *, devices: int = 1) 
             f"the run's {config.shards} shards cannot be divided equally among {len(used)} devices"
         )
     try:
-        policy = make_unreal_policy(config, env)
-        everywhere, act = None, _acting(config, env, policy)
+        everywhere = None
         if config.shards == 1:
-            init, step = make_unreal(config, env, policy=policy, pretrained=pretrained)
+            init, step, act, policy = make_unreal(config, env, pretrained=pretrained)
         else:
-            mapped = make_mapped(config, env, devices=used, policy=policy, pretrained=pretrained)
-            init, step = mapped.init, mapped.step
+            mapped = make_mapped(config, env, devices=used, pretrained=pretrained)
+            init, step, act, policy, _ = mapped
             if len(used) > 1:
                 everywhere = mapped.shardings.params
-            act = _of_shards(act, mapped.shardings)
         start, advance = _of_seeds(init, step, run.seeds)
         # Traced here, and not again when it is compiled into the loop.
         advance = jax.jit(advance, inline=True)
@@ -192,27 +191,6 @@ def first_devices(count: int) -> list[jax.Device]:
         raise RunError(f"{count} devices were asked for, but there are {here} of {jax.default_backend()}")
     every = range(jax.process_count())
     return [device for index in every for device in jax.local_devices(process_index=index)[:count]]
-
-
-def _acting(config: UnrealConfig, env: Environment, policy: UnrealPolicy) -> Callable[[TrainState], PyTree]:
-    """The rollout of one step, which is measured alone."""
-    cell = config.pc_cell if config.pc_weight else None
-    size = config.num_envs, config.rollout_length
-    _, rollout = make_rollout(env, policy, *size, pc_cell=cell, pc_stream=config.pc_stream)
-
-    def act(state: TrainState) -> PyTree:
-        actors = state.actors._replace(keys=jax.random.clone(state.actors.keys))  # the step will use them
-        return rollout(state.params, actors, jax.random.clone(state.key))
-
-    return act
-
-
-def _of_shards(act: Callable[[TrainState], PyTree], shardings: TrainState) -> Callable[[TrainState], PyTree]:
-    """The rollouts of all shards, each on its device."""
-    specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
-    every = jax.vmap(act, in_axes=(by_shard(each=0, all_=None),))
-    each: Any = shardings.key
-    return jax.shard_map(every, mesh=each.mesh, in_specs=(specs,), out_specs=each.spec, check_vma=False)
 
 
 def _of_seeds(init: Callable, step: Callable, seeds: int) -> tuple[Callable, Callable]:

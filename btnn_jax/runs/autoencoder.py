@@ -24,6 +24,7 @@ from btnn_jax.runs.folder import (
     create_folder,
     default_folder,
 )
+from btnn_jax.runs.keys import key_of
 from btnn_jax.runs.loop import LoopOptions, Program, run_loop
 from btnn_jax.runs.progress import Reporter, make_reporter
 from btnn_jax.runs.run import AutoencoderRun, read_autoencoder_run
@@ -185,7 +186,7 @@ def _go(
     state = jax.eval_shape(autoencoder.init, jax.random.key(0))
     program = Program(
         title=f"{examples.title}, {run.config.kind} with {autoencoder.latent} latent variables, seed {run.seed}",
-        init=lambda seed: autoencoder.init(jax.random.key(seed)),
+        init=lambda seed: autoencoder.init(key_of(seed, "autoencoder")),
         step=step,
         state=state,
         metrics=jax.eval_shape(step, state, *inputs)[1],

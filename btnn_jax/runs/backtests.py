@@ -16,6 +16,7 @@ from btnn_jax.envs.trading.performance import Performance
 from btnn_jax.runs.agent import make_agent
 from btnn_jax.runs.checkpoint import Checkpoints
 from btnn_jax.runs.folder import BACKTEST, CHECKPOINTS, Folder, RunError, write_json
+from btnn_jax.runs.keys import key_of
 from btnn_jax.runs.run import read_run
 from btnn_jax.training.backtest import DRAWS, NAMES, Account, trade_all, with_commission
 
@@ -86,7 +87,7 @@ def backtest_run(
         return trade_all(with_commission(held_out, commission), agent.policy, params, key, at_once=at_once)
 
     sweep = jax.jit(jax.vmap(at_cost, in_axes=(0, None, None)))
-    swept = jax.device_get(sweep(jnp.asarray(costs, jnp.float32), params, jax.random.key(seed)))
+    swept = jax.device_get(sweep(jnp.asarray(costs, jnp.float32), params, key_of(seed, "backtest")))
     return [
         Backtest(
             dataclasses.replace(held_out, rules=held_out.rules._replace(commission=cost)),

@@ -46,6 +46,7 @@ class Checkpoints:
     Raises:
       CheckpointError: the folder does not exist, or what lies in it cannot be read.
       ModuleNotFoundError: Orbax is not installed.
+      ValueError: `keep` is less than 1.
     """
 
     def __init__(
@@ -56,6 +57,8 @@ class Checkpoints:
         create: bool = True,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}")
         self._ocp = import_extra("orbax.checkpoint", "writing and reading checkpoints")
         self._folder = pathlib.Path(folder).absolute()
         self._settings = settings

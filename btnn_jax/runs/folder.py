@@ -29,6 +29,7 @@ __all__ = [
     "create_folder",
     "default_folder",
     "locked",
+    "read_json",
     "read_settings",
     "version",
     "write_json",
@@ -104,7 +105,7 @@ def read_settings(folder: Folder) -> dict[str, Any]:
     if not (path / CONFIG).is_file():
         raise RunError(f"{path} is not a run's folder: it has no {CONFIG}")
     try:
-        settings = json.loads((path / CONFIG).read_text())
+        settings = read_json(path / CONFIG)
         if not isinstance(settings, dict):
             raise ValueError(f"it holds {type(settings).__name__}")
     except OSError as error:
@@ -137,6 +138,19 @@ def locked(folder: Folder) -> Iterator[None]:
         except OSError as error:
             raise RunError(f"cannot lock the folder {folder}: {error.strerror}") from error
         yield
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """What a file of JSON holds.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is not JSON, or nested too deeply for Python.
+    """
+    try:
+        return json.loads(path.read_text())
+    except RecursionError:
+        raise ValueError(f"{path.name} is nested too deeply") from None
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:

@@ -45,7 +45,7 @@ class Means(NamedTuple):
 def no_means(metrics: Any) -> Means:
     """The means of no update, for metrics of these names (a dict with any values)."""
     zero = jnp.zeros((), jnp.int32)
-    return Means({name: jnp.zeros(()) for name in metrics}, zero, zero)
+    return Means({name: jnp.zeros((), jnp.float32) for name in metrics}, zero, zero)
 
 
 def add_metrics(means: Means, metrics: dict[str, jax.Array]) -> Means:
@@ -198,7 +198,7 @@ def _records(path: pathlib.Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict) or "steps" not in record:
             raise RunError(f"{path}, line {number} is not a record of metrics: {line[:60]!r}")

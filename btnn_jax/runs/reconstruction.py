@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -14,7 +13,7 @@ import numpy as np
 from btnn_jax._errors import import_extra
 from btnn_jax.runs.autoencoder import Trained, load_autoencoder
 from btnn_jax.runs.autoencoder_data import Examples
-from btnn_jax.runs.folder import EVALUATION, Folder, write_json
+from btnn_jax.runs.folder import EVALUATION, Folder, read_json, write_json
 
 __all__ = ["Errors", "compare", "compare_run", "errors_table", "pca_errors", "read_errors"]
 
@@ -83,7 +82,7 @@ def read_errors(folder: Folder) -> dict[str, Errors]:
     path = pathlib.Path(folder) / EVALUATION
     if not path.is_file():
         return {}
-    return {name: Errors(**fields) for name, fields in json.loads(path.read_text())["errors"].items()}
+    return {name: Errors(**fields) for name, fields in read_json(path)["errors"].items()}
 
 
 def errors_table(errors: Mapping[str, Errors]) -> str:

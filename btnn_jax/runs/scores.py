@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import pathlib
 from collections.abc import Sequence
@@ -13,7 +12,8 @@ import numpy as np
 
 from btnn_jax.runs.agent import Agent, make_agent
 from btnn_jax.runs.checkpoint import Checkpoints
-from btnn_jax.runs.folder import CHECKPOINTS, EVALUATION, Folder, write_json
+from btnn_jax.runs.folder import CHECKPOINTS, EVALUATION, Folder, read_json, write_json
+from btnn_jax.runs.keys import key_of
 from btnn_jax.runs.run import read_run
 from btnn_jax.training.evaluate import Episodes, make_evaluate, make_evaluate_random
 
@@ -91,7 +91,7 @@ def score(
       max_steps: where to cut an episode that does not end.
       seeds: the agents' seeds; None for one agent.
     """
-    greedy_key, sampled_key, random_key = jax.random.split(jax.random.key(seed), 3)
+    greedy_key, sampled_key, random_key = jax.random.split(key_of(seed, "evaluation"), 3)
 
     def trained(key: jax.Array, *, greedy: bool) -> Episodes:
         play = make_evaluate(
@@ -133,7 +133,7 @@ def read_scores(folder: Folder) -> dict[str, Score]:
     path = pathlib.Path(folder) / EVALUATION
     if not path.is_file():
         return {}
-    return {name: Score(**fields) for name, fields in json.loads(path.read_text())["scores"].items()}
+    return {name: Score(**fields) for name, fields in read_json(path)["scores"].items()}
 
 
 def scores_table(scores: dict[str, Score]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 from collections.abc import Collection, Mapping
@@ -12,7 +13,7 @@ from btnn_jax._errors import first_line
 from btnn_jax.envs.base import Environment
 from btnn_jax.runs.folder import RunError
 
-__all__ = ["lasting_source", "make_env"]
+__all__ = ["check_written", "lasting_source", "make_env"]
 
 
 def make_env(name: str, params: Mapping[str, Any]) -> Environment:
@@ -45,3 +46,20 @@ def lasting_source(source: Any, names: Collection[str]) -> Any:
     if isinstance(source, str | os.PathLike) and source not in names and pathlib.Path(source).is_file():
         return str(pathlib.Path(source).resolve())
     return source
+
+
+def check_written(params: Mapping[str, Any]) -> None:
+    """Checks that the parameters of an environment can be written into a run's folder, to resume it by.
+
+    Raises:
+      RunError: one of them cannot be; the message says what to pass in its place.
+    """
+    for name, value in params.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            hint = first_line(error)
+            if name == "data":
+                hint = "write the prices to a file (frame.to_csv) and pass its path"
+            what = f"{name}={type(value).__name__}"
+            raise RunError(f"{what} cannot be written into a run's config.json: {hint}") from error

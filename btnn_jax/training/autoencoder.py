@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from btnn_jax import ae, losses
 from btnn_jax.training.config import AutoencoderConfig
+from btnn_jax.training.gradients import make_gradient_step, mean_over_steps
 from btnn_jax.training.modules import default_layers, make_model
 
 __all__ = ["Autoencoder", "AutoencoderState", "make_autoencoder"]
@@ -110,33 +111,25 @@ def make_autoencoder(config: AutoencoderConfig, example: jax.ShapeDtypeStruct) -
         weights = {"alpha": math.prod(shape) / 2, "beta": beta_at(step)}
         return losses.beta_vae_loss(x, output.y_hat, output.d_kl, **weights)
 
-    def gradient_step(state: AutoencoderState, x: jax.Array) -> tuple[AutoencoderState, Metrics]:
+    learn = make_gradient_step(loss, optimizer)
+
+    def gradient_step(
+        state: AutoencoderState, x: jax.Array
+    ) -> tuple[AutoencoderState, tuple[Metrics, jax.Array]]:
         key, batch_key, sample_key = jax.random.split(state.key, 3)
         batch = x[jax.random.randint(batch_key, (config.batch,), 0, len(x))]
-        gradient = jax.grad(loss, has_aux=True)
-        gradients, metrics = gradient(state.params, batch, sample_key, state.step)
-        norm = optax.tree.norm(gradients)
-        with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes float32 and int32
-            updates, opt_state = optimizer.update(gradients, state.opt_state)
-        updates = optax.tree.scale(-learning_rate_at(state.step), updates)
-        # An update that is not finite would end the run; leaving it out costs one step.
-        finite = jnp.isfinite(norm)
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (optax.apply_updates(state.params, updates), opt_state),
-            (state.params, state.opt_state),
+        (params, opt_state), out = learn(
+            (state.params, state.opt_state), learning_rate_at(state.step), batch, sample_key, state.step
         )
-        metrics = {name: jnp.where(finite, x, 0.0) for name, x in {**metrics, "gradient_norm": norm}.items()}
-        skipped = state.skipped + (~finite).astype(jnp.int32)
-        return AutoencoderState(params, opt_state, key, state.step + 1, skipped), metrics
+        skipped = state.skipped + out[1].astype(jnp.int32)
+        return AutoencoderState(params, opt_state, key, state.step + 1, skipped), out
 
     def step(state: AutoencoderState, x: jax.Array) -> tuple[AutoencoderState, Metrics]:
         before = state
-        state, metrics = jax.lax.scan(
+        state, (metrics, skipped) = jax.lax.scan(
             lambda state, _: gradient_step(state, x), state, length=config.steps_per_update
         )
-        made = jnp.maximum(config.steps_per_update - (state.skipped - before.skipped), 1).astype(jnp.float32)
-        means = {name: jnp.sum(values) / made for name, values in metrics.items()}
+        means = mean_over_steps(metrics, skipped)
         means["skipped"] = state.skipped.astype(jnp.float32)
         means["learning_rate"] = learning_rate_at(before.step)
         if variational:

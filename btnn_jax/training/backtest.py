@@ -88,7 +88,7 @@ def make_strategy(env: TradingEnvironment, name: str) -> Callable[[jax.Array], A
         del inputs
         if name in constant:
             return jax.tree.map(lambda _: jnp.int32(constant[name]), depths), carry
-        logits = jax.tree.map(lambda depth: jnp.zeros(depth), depths)
+        logits = jax.tree.map(lambda depth: jnp.zeros(depth, jnp.float32), depths)
         return action_distribution(logits).sample(seed=key), carry
 
     return lambda key: trade(env, act, (), key)
@@ -107,7 +107,7 @@ def trade(env: TradingEnvironment, act: Act, carry: PyTree, key: jax.Array) -> A
     inputs = AgentInput(
         observation,
         jax.tree.map(lambda _: jnp.int32(0), env.action_depths),
-        jnp.zeros(()),
+        jnp.zeros((), jnp.float32),
         jnp.ones((), bool),
     )
 

@@ -1,10 +1,10 @@
-"""The configuration of a run, a frozen dataclass for each kind; without JAX, so that help is there at once."""
+"""The configuration of a run, a frozen dataclass for each kind; imports no JAX, so that `--help` is fast."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any, Self
+
+from btnn_jax.training.fields import Config, option
 
 __all__ = [
     "ALGORITHMS",
@@ -31,144 +31,124 @@ PADS = ("SAME", "VALID")
 LayerConfig = tuple[tuple[int, tuple[int, int], tuple[int, int]], ...]  # (num_filters, filter_size, stride)
 
 
-class Config:
-    """What the configurations share: checks of ranges, and the way to JSON and back."""
-
-    def _check(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, for JSON."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """The configuration that `to_dict` gave, lists read as tuples.
-
-        Raises:
-          ValueError: a field is unknown or out of its range.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        unknown = sorted(set(fields) - known)
-        if unknown:
-            raise ValueError(f"unknown fields {unknown}, expected a subset of {sorted(known)}")
-        return cls(**{name: _tuples(value) for name, value in fields.items()})
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(part) for part in value) if isinstance(value, list) else value
-
-
 @dataclass(frozen=True)
 class UnrealConfig(Config):
-    """Everything that decides what is learned, apart from the environment and the seed.
+    """Everything that decides what an agent learns, apart from the environment and the seed.
 
-    Static: it is bound by `make_unreal` and never enters the state. A task whose weight is 0 is compiled away.
+    It is static: `make_unreal` binds it, and it never enters the state. A task whose weight is 0 is not compiled.
 
     Raises:
-      ValueError: a field is out of its range; the message names the field, the value and the range.
+      ValueError: a field has the wrong type or is out of its range; the message names the field, the value and what
+        was expected.
     """
 
-    # Experience
-    # Learners side by side that average their gradients; devices divide them among themselves.
-    shards: int = 1
-    num_envs: int = 64  # environments stepped side by side, in each shard
-    rollout_length: int = 32  # steps of each environment per update; also the length of replayed sequences
-    total_steps: int = 400_000  # environment steps of the whole run; the schedules end there
-    discount: float = 0.99
-    gae_lambda: float = 0.95
+    shards: int = option(
+        1, "learners side by side that average their gradients", topic="experience", at_least=1
+    )
+    num_envs: int = option(64, "environments stepped side by side, in each shard", at_least=1)
+    rollout_length: int = option(
+        32, "steps of each environment per update; also the length of replayed sequences", at_least=1
+    )
+    total_steps: int = option(
+        400_000, "environment steps of the whole run; the schedules end there", at_least=1
+    )
+    discount: float = option(0.99, "of rewards, per step", at_least=0, at_most=1)
+    gae_lambda: float = option(0.95, "of generalized advantage estimation", at_least=0, at_most=1)
 
-    # Algorithm
-    algorithm: str = "ppo"  # "a2c" makes one gradient step per rollout, "ppo" epochs * minibatches of them
-    epochs: int = 2
-    minibatches: int = 4  # of whole sequences: num_envs must be a multiple
-    ppo_epsilon: float = 0.2
-    normalize_advantages: bool = True
-    # Values are predicted in units of a running scale of the returns, so that rewards of any size learn alike.
-    normalize_returns: bool = True
-    value_weight: float = 0.5
-    entropy_beta: float = 0.01
-    entropy_beta_final: float | None = None  # reached linearly at total_steps; None keeps entropy_beta
+    algorithm: str = option(
+        "ppo",
+        "a2c makes one gradient step per rollout, ppo epochs * minibatches of them",
+        topic="algorithm",
+        choices=ALGORITHMS,
+    )
+    epochs: int = option(2, "ppo: passes over each rollout", at_least=1)
+    minibatches: int = option(4, "ppo: parts of each rollout, a divisor of num_envs", at_least=1)
+    ppo_epsilon: float = option(0.2, "ppo: how far the policy's probability ratio is followed", above=0)
+    normalize_advantages: bool = option(True, "scale advantages to mean 0 and deviation 1")
+    normalize_returns: bool = option(
+        True,
+        "predict values in units of a running scale of the returns, so that rewards of any size learn alike",
+        former=False,
+    )
+    value_weight: float = option(0.5, "weight of the value loss", at_least=0)
+    entropy_beta: float = option(0.03, "weight of the policy's entropy", at_least=0)
+    entropy_beta_final: float | None = option(
+        None, "what entropy_beta changes to linearly by the end; none keeps it", at_least=0
+    )
 
-    # Optimizer
-    learning_rate: float = 1e-3
-    learning_rate_schedule: str = "linear"  # "constant", "linear" or "cosine", the last two down to 0
-    max_grad_norm: float = 0.5  # of all gradients together
-    adam_epsilon: float = 1e-5
+    learning_rate: float = option(3e-3, "Adam's step size", topic="optimizer", above=0)
+    learning_rate_schedule: str = option("linear", "linear and cosine go down to 0", choices=SCHEDULES)
+    max_grad_norm: float = option(0.5, "bound of the global norm of the gradients", above=0)
+    adam_epsilon: float = option(1e-5, "in Adam's denominator", above=0)
 
-    # Auxiliary tasks
-    pc_weight: float = 0.01  # pixel control
-    vr_weight: float = 0.5  # value replay
-    rp_weight: float = 0.5  # reward prediction
-    pc_discount: float = 0.9
-    pc_cell: tuple[int, int] = (2, 2)  # pixels of a cell of the pixel-control grid
-    pc_stream: str | None = None  # observation stream that pixel control watches
-    rp_frames: int = 3
-    rp_threshold: float = 0.0  # rewards within [-threshold, threshold] count as zero
-    replay_length: int = 512  # steps kept per environment, a multiple of rollout_length
-    replay_batch: int = 8  # sequences (value replay, pixel control) per gradient step
-    replay_burn_in: int = 0  # steps that only refresh the recurrent state of a replayed sequence
-    rp_batch: int = 32  # frame stacks per gradient step, half of them with a reward
+    pc_weight: float = option(
+        0.01, "weight of pixel control", topic="auxiliary tasks (a weight of 0 leaves a task out)", at_least=0
+    )
+    vr_weight: float = option(0.5, "weight of value replay", at_least=0)
+    rp_weight: float = option(0.5, "weight of reward prediction", at_least=0)
+    pc_discount: float = option(0.9, "of pixel changes, per step", at_least=0, at_most=1)
+    pc_cell: tuple[int, int] = option(
+        (2, 2), "pixels of a cell of the pixel-control grid: height,width", at_least=1
+    )
+    pc_stream: str | None = option(
+        None, "observation stream that pixel control watches; none for the only one"
+    )
+    rp_frames: int = option(3, "frames that reward prediction sees", at_least=1)
+    rp_threshold: float = option(0.0, "rewards within [-X, X] count as zero", at_least=0)
+    replay_length: int = option(
+        512, "steps kept of each environment, a multiple of rollout_length", at_least=1
+    )
+    replay_batch: int = option(8, "replayed sequences per gradient step", at_least=1)
+    replay_burn_in: int = option(
+        0, "steps that only refresh the recurrent state of a replayed sequence", at_least=0
+    )
+    rp_batch: int = option(32, "frame stacks per gradient step, half of them with a reward", at_least=1)
 
-    # Network
-    policy: str = "unreal"  # "stacked_lstm" has two LSTMs, for dict observations {"external", "internal"}
-    num_filters: tuple[int, ...] | None = None  # None: by the observation's size
-    hidden: tuple[int, ...] = (128,)
-    lstm: tuple[int, ...] = (128,)  # () for an agent without memory
-    noisy: bool = True  # NoisyNet heads
-    # "bfloat16" rounds the network's computations; parameters, memory, logits and losses stay float32.
-    precision: str = "float32"
-    frozen: tuple[str, ...] = ()  # parameters that stay as they start, by how their paths start
+    policy: str = option(
+        "unreal",
+        "stacked_lstm has two LSTMs, for observation streams external and internal",
+        topic="network",
+        choices=POLICIES,
+    )
+    num_filters: tuple[int, ...] | None = option(
+        None, "channels of each convolution; none chooses by the observation's size", at_least=1
+    )
+    hidden: tuple[int, ...] = option((128,), "sizes of the dense layers after the convolutions", at_least=1)
+    lstm: tuple[int, ...] = option(
+        (128,), "sizes of the recurrent layers; none for an agent without memory", at_least=1
+    )
+    noisy: bool = option(True, "NoisyNet heads, which explore by noise in their weights")
+    precision: str = option(
+        "float32",
+        "of the network's computations; parameters, memory, logits and losses are float32",
+        choices=PRECISIONS,
+    )
+    frozen: tuple[str, ...] = option(
+        (), "parameters that stay as they start, by how their paths start: encoder/autoencoder"
+    )
 
-    # An autoencoder as encoder
-    # One of KINDS, whose latent variables the agent sees; None for convolutions.
-    autoencoder: str | None = None
-    ae_layers: LayerConfig | None = None  # outer to inner; None: by the observation's shape
-    ae_stream: str | None = None  # observation stream that it encodes
-    ae_weight: float = 0.0  # of its own loss, on the rollouts
-    ae_beta: float = 1.0  # of a beta-VAE
+    autoencoder: str | None = option(
+        None,
+        "whose latent variables the agent sees in place of convolutions",
+        topic="an autoencoder as encoder",
+        choices=KINDS,
+    )
+    ae_layers: LayerConfig | None = option(
+        None, "filters:size:stride of each of its layers; none chooses by the observation's shape", at_least=1
+    )
+    ae_stream: str | None = option(None, "observation stream that it encodes; none for the only one")
+    ae_weight: float = option(0.0, "weight of its own loss, on what the agent sees", at_least=0)
+    ae_beta: float = option(1.0, "weight of a beta_vae's divergence in its loss", at_least=0)
 
     def __post_init__(self) -> None:
-        """Checks every range."""
-        for name in (
-            "shards",
-            "num_envs",
-            "rollout_length",
-            "total_steps",
-            "epochs",
-            "minibatches",
-            "rp_frames",
-        ):
-            self._check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("replay_length", "replay_batch", "rp_batch"):
-            self._check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("discount", "gae_lambda", "pc_discount"):
-            self._check(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
-        for name in ("learning_rate", "max_grad_norm", "adam_epsilon", "ppo_epsilon"):
-            self._check(name, getattr(self, name) > 0, "above 0")
-        for name in ("value_weight", "entropy_beta", "rp_threshold", "ae_beta"):
-            self._check(name, getattr(self, name) >= 0, "at least 0")
-        for name in ("pc_weight", "vr_weight", "rp_weight", "ae_weight"):
-            self._check(name, getattr(self, name) >= 0, "at least 0")
-        self._check("policy", self.policy in POLICIES, f"one of {', '.join(POLICIES)}")
-        self._check("algorithm", self.algorithm in ALGORITHMS, f"one of {', '.join(ALGORITHMS)}")
-        self._check(
-            "learning_rate_schedule",
-            self.learning_rate_schedule in SCHEDULES,
-            f"one of {', '.join(SCHEDULES)}",
-        )
-        self._check("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
-        for name in ("hidden", "lstm", "num_filters"):
-            self._check(name, all(size >= 1 for size in getattr(self, name) or ()), "sizes of at least 1")
+        """Checks every field, and what several of them must fulfil together."""
+        super().__post_init__()
         self._check("num_filters", self.num_filters != (), "None or at least one size")
-        self._check("pc_cell", len(self.pc_cell) == 2 and min(self.pc_cell) >= 1, "two sizes of at least 1")
-        self._check("autoencoder", self.autoencoder in (None, *KINDS), f"None or one of {', '.join(KINDS)}")
+        self._check("ae_layers", self.ae_layers != (), "None or at least one layer")
         self._check(
             "ae_weight", self.ae_weight == 0 or self.autoencoder is not None, "0 without an autoencoder"
         )
-        final = self.entropy_beta_final
-        self._check("entropy_beta_final", final is None or final >= 0, "None or at least 0")
+        self._check("total_steps", self.num_updates < 2**31, "at most 2^31 updates")
         if self.algorithm == "ppo":
             self._check(
                 "minibatches", self.num_envs % self.minibatches == 0, f"a divisor of num_envs={self.num_envs}"
@@ -221,53 +201,66 @@ class UnrealConfig(Config):
 class AutoencoderConfig(Config):
     """Everything that decides what an autoencoder learns, apart from where the data lie and the seed.
 
-    Static: it is bound by `make_autoencoder` and never enters the state.
+    It is static: `make_autoencoder` binds it, and it never enters the state.
 
     Raises:
-      ValueError: a field is out of its range; the message names the field, the value and the range.
+      ValueError: a field has the wrong type or is out of its range; the message names the field, the value and what
+        was expected.
     """
 
-    # Examples
-    columns: tuple[str, ...] = ()  # of a series; () for its bars, or else for all but the volume
-    window: int = 64  # rows of a window of a series
-    stride: int = 1  # rows between the starts of two windows
-    frames: int = 20_000  # of an environment
-    stream: str | None = None  # of an environment's observations, where there are several
-    validation: float = 0.2  # fraction of the time, at its end
-    embargo: int = 64  # rows or steps left out before it
+    columns: tuple[str, ...] = option(
+        (),
+        "columns of a series; none for its bars, or for all but the volume where it has none",
+        topic="examples",
+    )
+    window: int = option(64, "rows of a window of a series", at_least=1)
+    stride: int = option(1, "rows between the starts of two windows", at_least=1)
+    frames: int = option(20_000, "frames of an environment, seen by random actions", at_least=1)
+    stream: str | None = option(None, "which of an environment's observation streams; none for the only one")
+    validation: float = option(
+        0.2, "fraction of the time, at its end, that nothing is learned from", above=0, below=1
+    )
+    embargo: int = option(64, "rows or steps left out before it", at_least=0)
 
-    # Network
-    kind: str = "conv2d"
-    layer_config: LayerConfig | None = None  # outer to inner; None: by the example's shape
-    resize_method: str = "bilinear"
-    pad: str = "SAME"
+    kind: str = option(
+        "conv2d",
+        "channel_wise has weights for each channel; beta_vae is variational",
+        topic="network",
+        choices=KINDS,
+    )
+    layer_config: LayerConfig | None = option(
+        None,
+        "filters:size:stride of each layer of the encoder; none chooses by the example's shape",
+        at_least=1,
+    )
+    resize_method: str = option("bilinear", "how the decoder makes features larger", choices=RESIZE_METHODS)
+    pad: str = option("SAME", "of the convolutions", choices=PADS)
 
-    # Loss of a beta-VAE
-    beta: float = 1.0  # weight of the divergence, in nats, beside the likelihood of unit variance
-    beta_warmup_steps: int = 0  # gradient steps in which beta rises linearly from 0
+    beta: float = option(
+        1.0,
+        "weight of the divergence in nats, beside the likelihood of variance 1",
+        topic="loss of a beta_vae",
+        at_least=0,
+    )
+    beta_warmup_steps: int = option(0, "gradient steps in which beta rises linearly from 0", at_least=0)
 
-    # Optimizer
-    steps: int = 5_000  # gradient steps of the whole run; the learning rate reaches 0 there
-    batch: int = 128  # examples in each
-    learning_rate: float = 1e-3
-    max_grad_norm: float = 1.0  # of all gradients together
-    steps_per_update: int = 200  # gradient steps of one compiled call, after which the rest is measured
+    steps: int = option(
+        5_000,
+        "gradient steps of the whole run; the learning rate falls to 0 there",
+        topic="optimizer",
+        at_least=1,
+    )
+    batch: int = option(128, "examples of a gradient step", at_least=1)
+    learning_rate: float = option(1e-3, "Adam's first step size", above=0)
+    max_grad_norm: float = option(1.0, "bound of the global norm of the gradients", above=0)
+    steps_per_update: int = option(
+        200, "gradient steps between two measurements of the validation part", at_least=1
+    )
 
     def __post_init__(self) -> None:
-        """Checks every range."""
-        for name in ("window", "stride", "frames", "steps", "batch", "steps_per_update"):
-            self._check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("embargo", "beta", "beta_warmup_steps"):
-            self._check(name, getattr(self, name) >= 0, "at least 0")
-        for name in ("learning_rate", "max_grad_norm"):
-            self._check(name, getattr(self, name) > 0, "above 0")
-        for name, known in (("kind", KINDS), ("resize_method", RESIZE_METHODS), ("pad", PADS)):
-            self._check(name, getattr(self, name) in known, f"one of {', '.join(known)}")
-        self._check("validation", 0 < self.validation < 1, "between 0 and 1")
-        layers = self.layer_config
-        self._check("layer_config", layers != (), "None or at least one layer")
-        for filters, size, stride in layers or ():
-            self._check("layer_config", min(filters, *size, *stride) >= 1, "layers of sizes of at least 1")
+        """Checks every field."""
+        super().__post_init__()
+        self._check("layer_config", self.layer_config != (), "None or at least one layer")
 
     @property
     def num_updates(self) -> int:

@@ -59,7 +59,9 @@ def make_evaluate_random(
 
     def act(key: jax.Array, inputs: AgentInput, carry: PyTree) -> tuple[PyTree, PyTree]:
         del inputs
-        logits = jax.tree.map(lambda depth: jnp.zeros((num_episodes, depth)), unfreeze(env.action_depths))
+        logits = jax.tree.map(
+            lambda depth: jnp.zeros((num_episodes, depth), jnp.float32), unfreeze(env.action_depths)
+        )
         return action_distribution(logits).sample(seed=key), carry
 
     return lambda key: play(env, act, (), key, num_episodes, max_steps)
@@ -80,7 +82,7 @@ def play(
     """
     reset_key, key = jax.random.split(key)
     env_state, observation = jax.vmap(env.reset)(jax.random.split(reset_key, num_episodes))
-    zeros = jnp.zeros(num_episodes)
+    zeros = jnp.zeros(num_episodes, jnp.float32)
     inputs = AgentInput(
         observation=observation,
         last_action=jax.tree.map(lambda _: jnp.zeros(num_episodes, jnp.int32), unfreeze(env.action_depths)),

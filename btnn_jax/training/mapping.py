@@ -31,6 +31,8 @@ class Mapped(NamedTuple):
 
     init: Callable[..., TrainState]  # (key, hyper=None) -> state
     step: Callable[[TrainState], tuple[TrainState, dict[str, jax.Array]]]
+    act: Callable[[TrainState], PyTree]  # the rollouts of one step alone, those of all shards
+    policy: UnrealPolicy
     shardings: TrainState  # where each part of the state lives, a prefix of it
 
 
@@ -76,12 +78,13 @@ def make_mapped(
         raise ValueError(f"{config.shards} shards cannot be divided equally among {len(devices)} devices")
     mesh = Mesh(np.asarray(devices), (DEVICES,))
     names = (DEVICES, SHARDS) if len(devices) > 1 else SHARDS
-    init, step = make_unreal(config, env, policy=policy, pretrained=pretrained, axis_name=names)
+    init, step, act, policy = make_unreal(config, env, policy=policy, pretrained=pretrained, axis_name=names)
     axes = by_shard(each=0, all_=None)
     mapping: dict[str, Any] = {"axis_name": SHARDS, "axis_size": config.shards // len(devices)}
 
     start = jax.vmap(init, in_axes=None, out_axes=axes, **mapping)
     advance = jax.vmap(step, in_axes=(axes,), out_axes=(axes, None), **mapping)
+    act = jax.vmap(act, in_axes=(axes,))
     specs = by_shard(each=P(DEVICES), all_=P())
     if len(devices) > 1:
         # The step averages gradients itself. With check_vma=True `shard_map` would add those of replicated parameters
@@ -89,11 +92,14 @@ def make_mapped(
         over: dict[str, Any] = {"mesh": mesh, "check_vma": False}
         start = jax.shard_map(start, in_specs=(P(), P()), out_specs=specs, **over)
         advance = jax.shard_map(advance, in_specs=(specs,), out_specs=(specs, P()), **over)
+        act = jax.shard_map(act, in_specs=(specs,), out_specs=P(DEVICES), **over)
 
     def init_shards(key: jax.Array, hyper: Hyperparameters | None = None) -> TrainState:
         return start(key, hyperparameters(config) if hyper is None else hyper)
 
-    return Mapped(init_shards, advance, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
+    return Mapped(
+        init_shards, advance, act, policy, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    )
 
 
 def placed(state: TrainState, shardings: TrainState, *, lead: int = 0) -> TrainState:

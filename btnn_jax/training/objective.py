@@ -19,7 +19,7 @@ from btnn_jax.replay import Frames, Replay, ReplayState, Window
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.rollout import Rollout
 
-__all__ = ["Hyperparameters", "OnPolicy", "ReplayStep", "make_objective", "take", "to_replay"]
+__all__ = ["Hyperparameters", "OnPolicy", "ReplayStep", "make_objective", "select_envs", "to_replay"]
 
 PyTree = Any
 Metrics = dict[str, Array]
@@ -114,7 +114,7 @@ def make_objective(
             return losses.aac_loss(*arguments, **weights)
         return losses.ppo_loss(*arguments, batch.rollout.logits, epsilon=config.ppo_epsilon, **weights)
 
-    def refreshed(params: PyTree, inputs: AgentInput, core: State, noise_key: Array) -> PolicyOutput:
+    def apply_with_burn_in(params: PyTree, inputs: AgentInput, core: State, noise_key: Array) -> PolicyOutput:
         """Answers to a window; no gradient flows into steps that only refresh the recurrent state."""
         burn_in = config.replay_burn_in
         if burn_in == 0:
@@ -134,7 +134,7 @@ def make_objective(
         pass_key, pixel_key = jax.random.split(noise_key)
         steps = window.steps
         inputs = AgentInput(steps.observation, steps.last_action, steps.last_reward, window.resets)
-        output = refreshed(params, inputs, window.core, pass_key)
+        output = apply_with_burn_in(params, inputs, window.core, pass_key)
         # A truncated step is the last of its window, so the mask alone says where returns are cut.
         learn, cut = targets.window_mask(window.where, steps.terminated, jnp.zeros_like(steps.terminated))
         loss = jnp.zeros(())
@@ -245,7 +245,7 @@ def to_replay(record: Rollout) -> ReplayStep:
     )
 
 
-def take(batch: OnPolicy, rows: Array) -> OnPolicy:
+def select_envs(batch: OnPolicy, rows: Array) -> OnPolicy:
     """Whole sequences of some environments."""
     core = jax.tree.map(lambda x: x[rows], batch.core)
     return jax.tree.map(lambda x: x[:, rows], batch._replace(core=()))._replace(core=core)

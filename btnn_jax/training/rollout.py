@@ -144,7 +144,7 @@ def make_rollout(
                     pc_cell,
                 )
             discounted = None
-            if discount is not None:
+            if discount is not None and actors.discounted is not None:
                 discounted = discount * actors.discounted + time_step.reward
             record = Rollout(
                 inputs=actors.inputs,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +16,19 @@ from btnn_jax import losses, targets
 from btnn_jax.envs.base import Environment, check_environment
 from btnn_jax.parameters import frozen_mask, return_scale, update_return_scale, with_pretrained
 from btnn_jax.policies import UnrealPolicy, init_params
-from btnn_jax.replay import ReplayState, make_replay
+from btnn_jax.replay import Replay, ReplayState, make_replay
 from btnn_jax.training.config import UnrealConfig
+from btnn_jax.training.gradients import Learner, make_gradient_step, mean_over_steps
 from btnn_jax.training.modules import make_unreal_policy
-from btnn_jax.training.objective import Hyperparameters, OnPolicy, make_objective, take, to_replay
-from btnn_jax.training.rollout import Actors, make_rollout
+from btnn_jax.training.objective import Hyperparameters, OnPolicy, make_objective, select_envs, to_replay
+from btnn_jax.training.rollout import Actors, Rollout, make_rollout
 
 __all__ = [
     "TrainState",
+    "TrainStep",
     "hyperparameters",
+    "make_lr_decay",
     "make_optimizer",
-    "make_rate_left",
     "make_unreal",
     "minibatch_rows",
 ]
@@ -34,7 +36,6 @@ __all__ = [
 PyTree = Any
 Metrics = dict[str, jax.Array]
 RETURN_SCALE_RATE = 0.1  # of the running average, in each update
-Learner = tuple[PyTree, optax.OptState]  # parameters and the optimizer's state
 
 
 @struct.dataclass
@@ -51,6 +52,29 @@ class TrainState:
     skipped: jax.Array  # int32 [], gradient steps left out because they were not finite
 
 
+class TrainStep(NamedTuple):
+    """A train step and its parts, all pure; `make_unreal` binds them."""
+
+    init: Callable[..., TrainState]  # (key, hyper=hyperparameters(config)) -> state
+    step: Callable[[TrainState], tuple[TrainState, Metrics]]
+    act: Callable[[TrainState], PyTree]  # the rollout of one step alone, without learning
+    policy: UnrealPolicy
+
+
+class _Parts(NamedTuple):
+    """What the functions of a train step share."""
+
+    config: UnrealConfig
+    env: Environment
+    policy: UnrealPolicy
+    reset: Callable[..., Actors]
+    rollout: Callable[..., tuple[Actors, Rollout, jax.Array]]
+    replay: Replay | None
+    optimizer: optax.GradientTransformation
+    gradient_step: Callable[..., tuple[Learner, tuple[Metrics, jax.Array]]]
+    axis_name: losses.AxisName | None
+
+
 def make_unreal(
     config: UnrealConfig,
     env: Environment,
@@ -58,8 +82,8 @@ def make_unreal(
     policy: UnrealPolicy | None = None,
     pretrained: PyTree | None = None,
     axis_name: losses.AxisName | None = None,
-) -> tuple[Callable[..., TrainState], Callable[[TrainState], tuple[TrainState, Metrics]]]:
-    """Binds a configuration and an environment into `(init, step)`, both pure.
+) -> TrainStep:
+    """Binds a configuration and an environment into a pure train step.
 
     `step` acts for `config.rollout_length` steps in `config.num_envs` environments, stores them, and makes
     `config.gradients_per_update` gradient steps on
@@ -71,7 +95,7 @@ def make_unreal(
       env: one environment.
       policy: the agent's network; None takes `make_unreal_policy(config, env)`.
       pretrained: parameters to start from in place of random ones, a part of the policy's, see
-        `btnn_jax.policies.with_pretrained`; those that `config.frozen` names stay as they are.
+        `btnn_jax.parameters.with_pretrained`; those that `config.frozen` names stay as they are.
       axis_name: axis, or axes, of the mapping around both functions (`vmap`, `pmap`, or `shard_map` with
         `check_vma=False`, see `btnn_jax.losses`), of `config.shards` places: one learner with `num_envs` environments
         in each. Give `init` the same key everywhere, as `jax.pmap(init, axis_name)(jnp.broadcast_to(key, n))` does;
@@ -79,11 +103,11 @@ def make_unreal(
         `btnn_jax.training.mapping` does all of it.
 
     Returns:
-      `init(key, hyper=hyperparameters(config)) -> TrainState` and `step(state) -> (state, metrics)`, where metrics are
-      float32 scalars: `policy_loss value_loss entropy explained_variance gradient_norm episode_return episode_length
-      skipped learning_rate`, and, where they apply, `approx_kl clip_fraction noise_sigma pixel_control_loss
-      value_replay_loss reward_prediction_loss autoencoder_loss`. Losses are means over the gradient steps that were
-      made, 0 if all were skipped.
+      A `TrainStep`: `init(key, hyper=hyperparameters(config)) -> TrainState`, `step(state) -> (state, metrics)`,
+      `act(state)` and the `policy`. The metrics are float32 scalars: `policy_loss value_loss entropy
+      explained_variance gradient_norm episode_return episode_length skipped learning_rate`, and, where they apply,
+      `approx_kl clip_fraction noise_sigma return_scale pixel_control_loss value_replay_loss reward_prediction_loss
+      autoencoder_loss`. Losses are means over the gradient steps that were made, 0 if all were skipped.
 
     Raises:
       ValueError: `env` breaks the protocol, its observations do not fit `config`, or the axis has another size than
@@ -104,181 +128,188 @@ def make_unreal(
     if config.replays:
         replay = make_replay(config.replay_length, config.rollout_length, burn_in=config.replay_burn_in)
     optimizer = make_optimizer(config)
-    rate_left = make_rate_left(config)
-    objective = make_objective(config, policy, replay, axis_name)
+    gradient_step = make_gradient_step(
+        make_objective(config, policy, replay, axis_name), optimizer, axis_name=axis_name
+    )
+    parts = _Parts(config, env, policy, reset, rollout, replay, optimizer, gradient_step, axis_name)
 
     def init(key: jax.Array, hyper: Hyperparameters | None = None) -> TrainState:
-        params_key, actors_key, learner_key = jax.random.split(key, 3)
-        _check_shards(config, axis_name)
-        if axis_name is not None:
-            shard = jax.lax.axis_index(axis_name)
-            actors_key, learner_key = (jax.random.fold_in(k, shard) for k in (actors_key, learner_key))
-        params = init_params(policy, params_key, env.observation, rp_frames=config.rp_frames)
-        if pretrained is not None:
-            params = with_pretrained(params, pretrained)
-        actors = reset(actors_key)
-        stored = None
-        if replay is not None:
-            record = jax.eval_shape(rollout, params, actors, learner_key)[1]
-            first = jax.eval_shape(lambda record: jax.tree.map(lambda x: x[0], to_replay(record)), record)
-            stored = replay.init(first, actors.core)
-        return TrainState(
-            params=params,
-            opt_state=optimizer.init(params),
-            actors=actors,
-            replay=stored,
-            hyper=jax.tree.map(jnp.float32, hyperparameters(config) if hyper is None else hyper),
-            key=learner_key,
-            update=jnp.zeros((), jnp.int32),
-            skipped=jnp.zeros((), jnp.int32),
+        return _init(parts, pretrained, key, hyper)
+
+    def act(state: TrainState) -> PyTree:
+        actors = state.actors._replace(keys=jax.random.clone(state.actors.keys))  # the step will use them
+        return rollout(state.params, actors, jax.random.clone(state.key))
+
+    return TrainStep(init, functools.partial(_step, parts), act, policy)
+
+
+def _init(
+    parts: _Parts, pretrained: PyTree | None, key: jax.Array, hyper: Hyperparameters | None
+) -> TrainState:
+    config, axis_name = parts.config, parts.axis_name
+    params_key, actors_key, learner_key = jax.random.split(key, 3)
+    _check_shards(config, axis_name)
+    if axis_name is not None:
+        shard = jax.lax.axis_index(axis_name)
+        actors_key, learner_key = (jax.random.fold_in(k, shard) for k in (actors_key, learner_key))
+    params = init_params(parts.policy, params_key, parts.env.observation, rp_frames=config.rp_frames)
+    if pretrained is not None:
+        params = with_pretrained(params, pretrained)
+    actors = parts.reset(actors_key)
+    stored = None
+    if parts.replay is not None:
+        record = jax.eval_shape(parts.rollout, params, actors, learner_key)[1]
+        first = jax.eval_shape(lambda record: jax.tree.map(lambda x: x[0], to_replay(record)), record)
+        stored = parts.replay.init(first, actors.core)
+    return TrainState(
+        params=params,
+        opt_state=parts.optimizer.init(params),
+        actors=actors,
+        replay=stored,
+        hyper=jax.tree.map(jnp.float32, hyperparameters(config) if hyper is None else hyper),
+        key=learner_key,
+        update=jnp.zeros((), jnp.int32),
+        skipped=jnp.zeros((), jnp.int32),
+    )
+
+
+def _step(parts: _Parts, state: TrainState) -> tuple[TrainState, Metrics]:
+    config, axis_name = parts.config, parts.axis_name
+    _check_shards(config, axis_name)
+    key, noise_key, shuffle_key, replay_key = jax.random.split(state.key, 4)
+    actors, record, last_value = parts.rollout(state.params, state.actors, noise_key)
+    stored = state.replay
+    if parts.replay is not None and stored is not None:
+        stored = parts.replay.add(
+            stored, to_replay(record), record.reward, record.inputs.reset, state.actors.core
         )
+    params = state.params
+    if config.normalize_returns:
+        params, ratio = _rescale(params, record, axis_name)
+        record = record._replace(value=record.value * ratio, final_value=record.final_value * ratio)
+        last_value = last_value * ratio
+    following = targets.next_values(record.value, last_value, record.truncated, record.final_value)
+    advantage, returns = targets.gae(
+        record.reward,
+        record.value,
+        following,
+        record.terminated,
+        record.truncated,
+        discount=config.discount,
+        lambda_=config.gae_lambda,
+    )
+    batch = OnPolicy(record, advantage, returns, state.actors.core)
+    if config.precision != "float32" and config.algorithm == "ppo":
+        # Rounded that coarsely, one step at a time and whole sequences at once give different probabilities.
+        logits = _recompute_logits(parts, params, batch, noise_key)
+        batch = batch._replace(rollout=record._replace(logits=logits))
+    hyper = _at_update(config, state.hyper, state.update)
+    (params, opt_state), (learned, skipped) = _learn(
+        parts, (params, state.opt_state), batch, stored, hyper, noise_key, shuffle_key, replay_key
+    )
+    total_skipped = state.skipped + jnp.sum(skipped, dtype=jnp.int32)
+    metrics = mean_over_steps(learned, skipped) | _episode_metrics(actors, axis_name)
+    explained = losses.explained_variance(returns, record.value, axis_name=axis_name)
+    metrics["explained_variance"] = explained if axis_name is None else jax.lax.pmean(explained, axis_name)
+    metrics["skipped"] = total_skipped.astype(jnp.float32)
+    metrics["learning_rate"] = jnp.asarray(hyper.learning_rate)
+    if config.normalize_returns:
+        metrics["return_scale"] = return_scale(params)
+    if sigmas := _noise_sigmas(params):
+        total = jnp.sum(jnp.stack([jnp.sum(jnp.abs(x)) for x in sigmas]))
+        metrics["noise_sigma"] = total / sum(x.size for x in sigmas)
+    return TrainState(
+        params=params,
+        opt_state=opt_state,
+        actors=actors,
+        replay=stored,
+        hyper=state.hyper,
+        key=key,
+        update=state.update + 1,
+        skipped=total_skipped,
+    ), metrics
 
-    def relearned(params: PyTree, batch: OnPolicy, noise_key: jax.Array) -> PyTree:
-        """The logits of a rollout as the learner computes them, a minibatch at a time."""
-        data, impl = jax.random.key_data(noise_key), jax.random.key_impl(noise_key)
 
-        def logits(rows: jax.Array) -> PyTree:
-            part, key = take(batch, rows), jax.random.wrap_key_data(data, impl=impl)  # the same noise for all
-            return policy.apply({"params": params}, part.rollout.inputs, part.core, rngs={"noise": key})[
-                0
-            ].logits
+def _learn(
+    parts: _Parts,
+    learner: Learner,
+    batch: OnPolicy,
+    stored: ReplayState | None,
+    hyper: Hyperparameters,
+    noise_key: jax.Array,
+    shuffle_key: jax.Array,
+    replay_key: jax.Array,
+) -> tuple[Learner, tuple[Metrics, jax.Array]]:
+    """The gradient steps of one update; metrics and `skipped` have an axis of them for PPO."""
+    rate = jnp.asarray(hyper.learning_rate)
 
-        parts = jax.lax.map(logits, jnp.arange(config.num_envs).reshape(config.minibatches, -1))
-        return jax.tree.map(lambda x: jnp.concatenate(x, axis=1), parts)
-
-    def rescaled(params: PyTree, discounted: jax.Array) -> tuple[PyTree, jax.Array]:
-        """Parameters with the newest scale of returns, and by what values change that were predicted before."""
-        seen = (
-            discounted != 0
-        )  # where rewards are rare, the scale is that of the returns and not of their rarity
-        square = losses.masked_mean(jnp.square(discounted), seen, axis_name=axis_name)
-        if axis_name is not None:
-            square = jax.lax.pmean(square, axis_name)
-        new = update_return_scale(params, square, RETURN_SCALE_RATE)
-        ratio = jnp.where(params["return_scale"] > 0, 1.0, return_scale(new))
-        return new, ratio
-
-    def gradient_step(
-        learner: Learner,
-        batch: OnPolicy,
-        replay_key: jax.Array,
-        *,
-        noise_key: jax.Array,
-        stored: ReplayState | None,
-        hyper: Hyperparameters,
+    def one_step(
+        learner: Learner, batch: OnPolicy, key: jax.Array
     ) -> tuple[Learner, tuple[Metrics, jax.Array]]:
-        params, opt_state = learner
-        (_, metrics), gradients = jax.value_and_grad(objective, has_aux=True)(
-            params, batch, stored, jax.random.clone(noise_key), replay_key, hyper
+        return parts.gradient_step(learner, rate, batch, stored, jax.random.clone(noise_key), key, hyper)
+
+    if parts.config.algorithm == "a2c":
+        return one_step(learner, batch, replay_key)
+
+    def minibatch_step(
+        carry: tuple[jax.Array, Learner], rows: jax.Array
+    ) -> tuple[tuple[jax.Array, Learner], tuple[Metrics, jax.Array]]:
+        key, learner = carry
+        key, step_key = jax.random.split(key)
+        learner, out = one_step(learner, select_envs(batch, rows), step_key)
+        return (key, learner), out
+
+    rows = minibatch_rows(shuffle_key, parts.config)
+    (_, learner), out = jax.lax.scan(minibatch_step, (replay_key, learner), rows)
+    return learner, out
+
+
+def _rescale(params: PyTree, record: Rollout, axis_name: losses.AxisName | None) -> tuple[PyTree, jax.Array]:
+    """Parameters with the newest scale of returns, and the factor of values that were predicted before it."""
+    assert record.discounted is not None
+    seen = record.discounted != 0  # where rewards are rare, the scale must not be that of their rarity
+    square = losses.masked_mean(jnp.square(record.discounted), seen, axis_name=axis_name)
+    if axis_name is not None:
+        square = jax.lax.pmean(square, axis_name)
+    new = update_return_scale(params, square, RETURN_SCALE_RATE)
+    return new, jnp.where(params["return_scale"] > 0, 1.0, return_scale(new))
+
+
+def _recompute_logits(parts: _Parts, params: PyTree, batch: OnPolicy, noise_key: jax.Array) -> PyTree:
+    """The logits of a rollout as the learner computes them, a minibatch at a time."""
+    data, impl = jax.random.key_data(noise_key), jax.random.key_impl(noise_key)
+
+    def logits(rows: jax.Array) -> PyTree:
+        part, key = (
+            select_envs(batch, rows),
+            jax.random.wrap_key_data(data, impl=impl),
+        )  # the same noise for all
+        output, _ = parts.policy.apply(
+            {"params": params}, part.rollout.inputs, part.core, rngs={"noise": key}
         )
-        if axis_name is not None:
-            gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
-        norm = optax.tree.norm(gradients)
-        with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes float32 and int32
-            updates, new_opt_state = optimizer.update(gradients, opt_state)
-        updates = optax.tree.scale(-jnp.asarray(hyper.learning_rate), updates)
-        # An update that is not finite would end the run; leaving it out costs one step.
-        finite = jnp.isfinite(norm)
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (optax.apply_updates(params, updates), new_opt_state),
-            (params, opt_state),
-        )
-        metrics = {**metrics, "gradient_norm": norm}
-        metrics = {name: jnp.where(finite, value, 0.0) for name, value in metrics.items()}
-        return (params, opt_state), (metrics, ~finite)
+        return output.logits
 
-    def step(state: TrainState) -> tuple[TrainState, Metrics]:
-        _check_shards(config, axis_name)
-        key, noise_key, shuffle_key, replay_key = jax.random.split(state.key, 4)
-        actors, record, last_value = rollout(state.params, state.actors, noise_key)
-        stored = state.replay
-        if replay is not None and stored is not None:
-            stored = replay.add(
-                stored, to_replay(record), record.reward, record.inputs.reset, state.actors.core
-            )
+    rows = jnp.arange(parts.config.num_envs).reshape(parts.config.minibatches, -1)
+    return jax.tree.map(lambda x: jnp.concatenate(x, axis=1), jax.lax.map(logits, rows))
 
-        params = state.params
-        if config.normalize_returns:
-            params, ratio = rescaled(params, record.discounted)
-            record = record._replace(value=record.value * ratio, final_value=record.final_value * ratio)
-            last_value = last_value * ratio
-        following = targets.next_values(record.value, last_value, record.truncated, record.final_value)
-        advantage, returns = targets.gae(
-            record.reward,
-            record.value,
-            following,
-            record.terminated,
-            record.truncated,
-            discount=config.discount,
-            lambda_=config.gae_lambda,
-        )
-        batch = OnPolicy(record, advantage, returns, state.actors.core)
-        if config.precision != "float32" and config.algorithm == "ppo":
-            # Rounded that coarsely, one step at a time and whole sequences at once give different probabilities.
-            logits = relearned(params, batch, noise_key)
-            batch = batch._replace(rollout=record._replace(logits=logits))
-        update = state.update.astype(jnp.float32)
-        learning_rate = jnp.asarray(state.hyper.learning_rate * rate_left(update), jnp.float32)
-        entropy_beta = state.hyper.entropy_beta
-        if config.entropy_beta_final is not None:
-            entropy_beta += update / config.num_updates * (config.entropy_beta_final - entropy_beta)
 
-        one_step = functools.partial(
-            gradient_step,
-            noise_key=jax.random.clone(noise_key),
-            stored=stored,
-            hyper=state.hyper._replace(learning_rate=learning_rate, entropy_beta=entropy_beta),
-        )
-        learner = (params, state.opt_state)
-        if config.algorithm == "a2c":
-            (params, opt_state), (learned, skipped) = one_step(learner, batch, replay_key)
-        else:
+def _at_update(config: UnrealConfig, hyper: Hyperparameters, update: jax.Array) -> Hyperparameters:
+    """The hyperparameters after their schedules."""
+    passed = update.astype(jnp.float32)
+    learning_rate = jnp.asarray(hyper.learning_rate * make_lr_decay(config)(passed), jnp.float32)
+    entropy_beta = hyper.entropy_beta
+    if config.entropy_beta_final is not None:
+        entropy_beta += passed / config.num_updates * (config.entropy_beta_final - entropy_beta)
+    return hyper._replace(learning_rate=learning_rate, entropy_beta=entropy_beta)
 
-            def minibatch_step(
-                carry: tuple[jax.Array, Learner], rows: jax.Array
-            ) -> tuple[tuple[jax.Array, Learner], tuple[Metrics, jax.Array]]:
-                key, learner = carry
-                key, replay_key = jax.random.split(key)
-                learner, out = one_step(learner, take(batch, rows), replay_key)
-                return (key, learner), out
 
-            (_, (params, opt_state)), (learned, skipped) = jax.lax.scan(
-                minibatch_step, (replay_key, learner), minibatch_rows(shuffle_key, config)
-            )
-        num_skipped = jnp.sum(skipped, dtype=jnp.int32)
-        made = jnp.maximum(config.gradients_per_update - num_skipped, 1).astype(jnp.float32)
-        metrics = {name: jnp.sum(value) / made for name, value in learned.items()}
-        finished = actors.last_length > 0
-        experience = {
-            "episode_return": losses.masked_mean(actors.last_return, finished, axis_name=axis_name),
-            "episode_length": losses.masked_mean(
-                actors.last_length.astype(jnp.float32), finished, axis_name=axis_name
-            ),
-            "explained_variance": losses.explained_variance(returns, record.value, axis_name=axis_name),
-        }
-        if axis_name is not None:
-            experience = jax.lax.pmean(experience, axis_name)
-        metrics |= experience
-        metrics["skipped"] = (state.skipped + num_skipped).astype(jnp.float32)
-        metrics["learning_rate"] = learning_rate
-        if config.normalize_returns:
-            metrics["return_scale"] = return_scale(params)
-        if sigmas := _noise_sigmas(params):
-            total = jnp.sum(jnp.stack([jnp.sum(jnp.abs(x)) for x in sigmas]))
-            metrics["noise_sigma"] = total / sum(x.size for x in sigmas)
-        return TrainState(
-            params=params,
-            opt_state=opt_state,
-            actors=actors,
-            replay=stored,
-            hyper=state.hyper,
-            key=key,
-            update=state.update + 1,
-            skipped=state.skipped + num_skipped,
-        ), metrics
-
-    return init, step
+def _episode_metrics(actors: Actors, axis_name: losses.AxisName | None) -> Metrics:
+    finished, lengths = actors.last_length > 0, actors.last_length.astype(jnp.float32)
+    metrics = {
+        "episode_return": losses.masked_mean(actors.last_return, finished, axis_name=axis_name),
+        "episode_length": losses.masked_mean(lengths, finished, axis_name=axis_name),
+    }
+    return metrics if axis_name is None else jax.lax.pmean(metrics, axis_name)
 
 
 def hyperparameters(config: UnrealConfig) -> Hyperparameters:
@@ -286,7 +317,7 @@ def hyperparameters(config: UnrealConfig) -> Hyperparameters:
     return Hyperparameters(*(getattr(config, name) for name in Hyperparameters._fields))
 
 
-def make_rate_left(config: UnrealConfig) -> optax.Schedule:
+def make_lr_decay(config: UnrealConfig) -> optax.Schedule:
     """What is left of the learning rate, from 1 down to 0, by number of updates."""
     if config.learning_rate_schedule == "linear":
         return optax.linear_schedule(1.0, 0.0, config.num_updates)

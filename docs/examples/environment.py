@@ -49,7 +49,7 @@ class Homeward:
 
 
 config = UnrealConfig(total_steps=100_000, num_envs=32, rollout_length=32, lstm=(), pc_weight=0)
-init, step = make_unreal(config, Homeward())  # an error here names what an environment has got wrong
+init, step, *_ = make_unreal(config, Homeward())  # an error here names what an environment has got wrong
 state, step = jax.jit(init)(jax.random.key(0)), jax.jit(step, donate_argnums=0)
 for _ in range(config.num_updates):
     state, metrics = step(state)

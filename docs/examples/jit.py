@@ -21,7 +21,7 @@ config = UnrealConfig(
     vr_weight=0,
     rp_weight=0,
 )
-init, step = make_unreal(config, envs.make("Catch-bsuite"))
+init, step, *_ = make_unreal(config, envs.make("Catch-bsuite"))
 state = jax.jit(init)(jax.random.key(0))
 step = jax.jit(step, donate_argnums=0)  # the new state takes the old one's memory
 

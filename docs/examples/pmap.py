@@ -25,7 +25,7 @@ config = UnrealConfig(
     vr_weight=0,
     rp_weight=0,
 )
-init, step = make_unreal(config, envs.make("Catch-bsuite"), axis_name="devices")
+init, step, *_ = make_unreal(config, envs.make("Catch-bsuite"), axis_name="devices")
 keys = jnp.broadcast_to(jax.random.key(0), config.shards)  # the same key: parameters start equal
 state = jax.pmap(init, axis_name="devices")(keys)
 step = jax.pmap(step, axis_name="devices", donate_argnums=0)

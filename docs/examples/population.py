@@ -33,7 +33,7 @@ hyper = jax.tree.map(lambda x: jnp.full(MEMBERS, x, jnp.float32), hyperparameter
     entropy_beta=10 ** (-3 + 2 * draw[1]),
     vr_weight=draw[2],
 )
-init, step = make_unreal(config, envs.make("Catch-bsuite"))
+init, step, *_ = make_unreal(config, envs.make("Catch-bsuite"))
 state = jax.jit(jax.vmap(init))(jnp.broadcast_to(jax.random.key(1), MEMBERS), hyper)
 step = jax.jit(jax.vmap(step), donate_argnums=0)
 

@@ -25,7 +25,7 @@ config = UnrealConfig(
     vr_weight=0,
     rp_weight=0,
 )
-init, step = make_unreal(config, envs.make("Catch-bsuite"))
+init, step, *_ = make_unreal(config, envs.make("Catch-bsuite"))
 state = jax.jit(jax.vmap(init))(jax.random.split(jax.random.key(0), SEEDS))
 step = jax.jit(jax.vmap(step), donate_argnums=0)
 

@@ -28,7 +28,7 @@ config = UnrealConfig(
     vr_weight=0,
     rp_weight=0,
 )
-init, step = make_unreal(config, envs.make("Catch-bsuite"), axis_name="devices")
+init, step, *_ = make_unreal(config, envs.make("Catch-bsuite"), axis_name="devices")
 specs = by_shard(each=P("devices"), all_=P())
 
 

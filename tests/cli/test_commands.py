@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from btnn_jax import cli
+from btnn_jax.cli import commands
 from btnn_jax.cli.parser import make_parser
 from btnn_jax.runs import agent as runs
 from btnn_jax.runs import processes, scores
@@ -227,7 +228,7 @@ def test_an_interrupted_run_tells_the_options_to_go_on_with(capsys):
             skipped = 0
 
     given = make_parser().parse_args(["train", "--devices", "2", "--evaluate-episodes", "0"])
-    assert cli._conclude(Result, given) == 130
+    assert commands._conclude(Result, given) == 130
     assert "train --resume runs/a --devices 2 --evaluate-episodes 0\n" in capsys.readouterr().out
 
 
@@ -239,7 +240,7 @@ def test_gradient_steps_left_out_are_told(capsys):
         class state:  # noqa: N801
             skipped = 3
 
-    cli._told(Result, "train")
+    commands._told(Result, "train")
     assert "3 gradient steps were not finite" in capsys.readouterr().out
 
 
@@ -313,3 +314,37 @@ def test_an_agent_starts_with_a_trained_encoder_and_keeps_it(capsys, tmp_path):
     assert "--encoder says what --ae-layers is" in message
     message = fails(capsys, "train", "--encoder", run)
     assert f"{run} is a run of train; this needs a run of train-ae\n" in message
+
+
+def test_seeds_beyond_32_bits_are_one_line(capsys, tmp_path):
+    words = [
+        "train",
+        "probe-choice",
+        "--pc-weight",
+        "0",
+        "--run",
+        tmp_path / "run",
+        "--seed",
+        2**32 - 1,
+        "--seeds",
+        2,
+    ]
+    assert f"seeds must be below {2**32}, got {2**32 - 1} to {2**32}" in fails(capsys, *words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 200_000, '{"config": ' + "[" * 100_000, "\xff\xfe", "{", "[]", "null", "1e999"]
+)
+def test_a_config_that_makes_no_sense_is_one_line(capsys, tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
+    for command in ("evaluate", "plot"):
+        assert "config.json" in fails(capsys, command, tmp_path)
+
+
+@pytest.mark.parametrize("value", ["-" * 50_000 + "1", "(" * 50_000, "[" * 3000 + "]" * 3000])
+def test_a_value_of_a_parameter_that_is_nested_too_deeply_is_one_line(capsys, value):
+    message = fails(
+        capsys, "train", "probe-choice", "--pc-weight", "0", "--env-param", f"num_actions={value}"
+    )
+    assert len(message) < 1000

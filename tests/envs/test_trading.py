@@ -377,11 +377,26 @@ def test_the_shaped_reward_adds_up():
     change = np.diff(states.equity.astype(float), axis=1, prepend=env.cash) / env.cash
     realised = change - (potential - before)
     np.testing.assert_allclose(steps.reward, realised + 0.9 * potential - before, atol=1e-6)
-    # Where an episode terminates, nothing is left of the potential.
+    # Where an episode terminates, what is open is earned, without discount, and no potential is left.
     env = make(np.linspace(1.0, 1.5, BARS)[:, None], reward="shaped", discount=0.9, target=0.2)
     _, states, steps = play(env, np.array([[BUY] + [HOLD] * 109]))
     end = int(np.argmax(steps.terminated[0]))
-    assert steps.reward[0, end] == pytest.approx(-states.unrealised[0, end - 1, 0] / env.cash, rel=1e-4)
+    last, before = states.unrealised[0, end, 0], states.unrealised[0, end - 1, 0]
+    assert steps.reward[0, end] == pytest.approx((last - before) / env.cash, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "ends", "total"), [(-0.03, {"drawdown": 0.1}, -0.1147), (0.03, {"target": 0.1}, 0.1255)]
+)
+def test_the_shaped_reward_counts_what_is_open_where_an_episode_terminates(change, ends, total):
+    """Long through a fall of 3 % a bar until the drawdown ends it, or through a rise until the target is reached."""
+    prices = 100 * (1 + change) ** np.arange(BARS)[:, None]
+    env = make(prices, reward="shaped", discount=1.0, commission=0.0, **ends)
+    _, states, steps = play(env, np.array([[BUY] + [HOLD] * 60]))
+    end = int(np.argmax(steps.terminated[0]))
+    earned = steps.reward[0, : end + 1].sum()
+    assert earned == pytest.approx(states.equity[0, end] / env.cash - 1, abs=1e-5)
+    assert earned == pytest.approx(total, abs=1e-3)
 
 
 def test_an_episode_that_ends_is_followed_by_the_next():

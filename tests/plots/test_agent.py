@@ -127,3 +127,36 @@ def test_one_huge_value_spoils_only_what_is_near_it():
     values = np.ones(100)
     values[10] = 1e16
     np.testing.assert_array_equal(plots.smooth(values)[20:], 1.0)
+
+
+def curves(steps, returns, scores=None):
+    metrics = {"steps": np.asarray(steps, float), "entropy": np.ones(len(steps))}
+    if returns is not None:
+        metrics["episode_return"] = np.asarray(returns, float)
+    return plots.Curves("run", "CartPole-v1, PPO", metrics, scores or {})
+
+
+def test_a_run_without_a_finished_episode_is_drawn(tmp_path):
+    for returns in (None, [np.nan] * 4):
+        figure = plots.draw([curves([100, 200, 300, 400], returns)])
+        figure.savefig(tmp_path / "curves.png")
+        width, height = matplotlib.pyplot.imread(tmp_path / "curves.png").shape[1::-1]
+        assert (width, height) == (1400, 700)
+        assert any("no episode has ended" in text.get_text() for text in figure.axes[0].texts)
+
+
+def test_a_last_record_of_few_updates_makes_no_cliff():
+    shown = plots.draw([curves([100, 200, 300, 400, 410], [1, 2, 3, 4, 0.1])]).axes[0].lines[0]
+    np.testing.assert_array_equal(shown.get_ydata(), [1, 2, 3, 4])
+    whole = plots.draw([curves([100, 200, 300, 400, 480], [1, 2, 3, 4, 5])]).axes[0].lines[0]
+    np.testing.assert_array_equal(whole.get_ydata(), [1, 2, 3, 4, 5])
+
+
+def test_greedy_and_sampled_evaluations_are_both_shown():
+    score = plots.Score(8, 3.5, 0.25, 10.0, 0)
+    figure = plots.draw(
+        [curves([100, 200, 300], [1, 2, 3], {"greedy": score, "sampled": score._replace(mean_return=2.5)})]
+    )
+    labels = [text.get_text() for text in figure.axes[0].get_legend().texts]
+    assert "evaluated, greedy: 3.5 ± 0.25" in labels
+    assert "evaluated, sampled: 2.5 ± 0.25" in labels

@@ -227,3 +227,9 @@ def test_going_back_twice_keeps_all_that_was_newer(tmp_path):
             assert checkpoints.latest() == 1
     assert (tmp_path / "checkpoints-after-1" / "2").is_dir()
     assert (tmp_path / "checkpoints-after-1-2" / "2").is_dir()
+
+
+@pytest.mark.parametrize("keep", [0, -1])
+def test_at_least_one_checkpoint_is_kept(tmp_path, keep):
+    with pytest.raises(ValueError, match=f"keep must be at least 1, got {keep}"):
+        Checkpoints(tmp_path, keep=keep)

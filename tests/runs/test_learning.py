@@ -62,7 +62,7 @@ def sine(phase):
 def test_a_trained_agent_earns_nine_tenths_of_what_can_be_earned_on_a_sine():
     learned, unseen = sine(0.0), sine(np.pi / PERIOD)  # half a bar later: no price that it has learned from
     policy = make_unreal_policy(TRADER, learned)
-    init, step = make_unreal(TRADER, learned, policy=policy)
+    init, step, *_ = make_unreal(TRADER, learned, policy=policy)
     state, step = jax.jit(init)(jax.random.key(0)), jax.jit(step, donate_argnums=0)
     for _ in range(TRADER.num_updates):
         state, _ = step(state)

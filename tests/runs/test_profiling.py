@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from btnn_jax import cli
+from btnn_jax.cli import commands
 from btnn_jax.cli.parser import make_parser
 from btnn_jax.runs import profiling as profile
 from btnn_jax.runs.agent import make_agent, train
@@ -162,4 +162,4 @@ def test_agents_of_shards_and_seeds_are_profiled_and_learn_the_same(tmp_path):
 @pytest.mark.parametrize(("words", "expected"), [([], False), (["--profile"], True)])
 def test_the_command_line_hands_it_on(words, expected):
     given = make_parser().parse_args(["train", *words])
-    assert cli._settings(given, UnrealConfig)[1]["profile"] is expected
+    assert commands._settings(given, UnrealConfig)[1]["profile"] is expected

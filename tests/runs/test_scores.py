@@ -13,6 +13,7 @@ from btnn_jax.policies import init_params
 from btnn_jax.runs.agent import make_agent
 from btnn_jax.runs.checkpoint import Checkpoints
 from btnn_jax.runs.folder import CHECKPOINTS, RunError
+from btnn_jax.runs.keys import key_of
 from btnn_jax.runs.run import Run, create_run
 from btnn_jax.runs.scores import score, score_run, summarise
 from btnn_jax.training.config import UnrealConfig
@@ -73,3 +74,13 @@ def test_the_file_says_after_how_many_steps(tmp_path):
         checkpoints.save(3, state)
     score_run(folder, episodes=2)
     assert json.loads((folder / "evaluation.json").read_text())["steps"] == 3 * 2 * 4
+
+
+def test_an_evaluation_does_not_play_the_episodes_that_training_began_with():
+    data = {
+        name: jax.random.key_data(key_of(0, name)).tolist()
+        for name in ("evaluation", "backtest", "autoencoder")
+    }
+    assert (
+        len({tuple(x) for x in data.values()} | {tuple(jax.random.key_data(jax.random.key(0)).tolist())}) == 4
+    )

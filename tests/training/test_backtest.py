@@ -20,6 +20,7 @@ from btnn_jax.runs.backtests import backtest_run
 from btnn_jax.runs.checkpoint import Checkpoints
 from btnn_jax.runs.folder import CHECKPOINTS, METRICS, RunError
 from btnn_jax.runs.run import Run, create_run
+from btnn_jax.training import backtest as pure
 from btnn_jax.training.backtest import (
     make_strategy,
     measure,
@@ -219,7 +220,7 @@ def evaluated(run):
     """The backtests that `evaluate` makes, what it prints, and how many accounts are traced for it."""
     made, traced = [], []
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
-        patch.setattr(module, "trade", lambda *args: traced.append(args) or trade(*args))
+        patch.setattr(pure, "trade", lambda *args: traced.append(args) or trade(*args))
         patch.setattr(
             module, "backtest_run", lambda *args, **more: made.append(backtest_run(*args, **more)) or made[0]
         )

@@ -1,9 +1,15 @@
 import dataclasses
 import json
+import math
+import random
 
+import jax
+import numpy as np
 import pytest
 
+from btnn_jax import envs
 from btnn_jax.training.config import AutoencoderConfig, UnrealConfig
+from btnn_jax.training.unreal import make_unreal
 
 
 @pytest.mark.parametrize(
@@ -58,3 +64,159 @@ def test_sizes_of_a_run():
     shards = dataclasses.replace(config, shards=2)
     assert (shards.steps_per_update, shards.num_updates) == (64, 2)
     assert AutoencoderConfig(steps=100, steps_per_update=30).num_updates == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rollout_length": 1.5}, "rollout_length must be a whole number, got 1.5"),
+        ({"rollout_length": 32.0}, "rollout_length must be a whole number, got 32.0"),
+        ({"total_steps": math.inf}, "total_steps must be a whole number, got inf"),
+        ({"total_steps": 10**30}, "total_steps must be a whole number, got 1000"),
+        ({"total_steps": 10**15}, "total_steps must be at most 2\\^31 updates, got"),
+        ({"learning_rate": math.inf}, "learning_rate must be a finite number, got inf"),
+        ({"learning_rate": math.nan}, "learning_rate must be a finite number, got nan"),
+        ({"learning_rate": 1e39}, "learning_rate must be a finite number, got 1e"),
+        ({"noisy": "no"}, "noisy must be True or False, got 'no'"),
+        ({"noisy": 1}, "noisy must be True or False, got 1"),
+        ({"num_envs": "8"}, "num_envs must be a whole number, got '8'"),
+        ({"num_envs": True}, "num_envs must be a whole number, got True"),
+        ({"frozen": "encoder"}, "frozen must be a tuple of strings, got 'encoder'"),
+        ({"hidden": None}, "hidden must be a tuple of whole numbers, got None"),
+        ({"lstm": [8]}, r"lstm must be a tuple of whole numbers, got \[8\]"),
+        ({"lstm": (8, 0)}, r"lstm must be sizes of at least 1, got \(8, 0\)"),
+        ({"pc_cell": (2,)}, r"pc_cell must be a tuple of 2 whole numbers, got \(2,\)"),
+        ({"num_filters": ()}, "num_filters must be None or at least one size"),
+        ({"algorithm": None}, "algorithm must be a string, got None"),
+        ({"entropy_beta_final": "low"}, "entropy_beta_final must be None or a finite number, got 'low'"),
+        ({"ae_layers": ((4, 3, 1),)}, "ae_layers must be None or a tuple of layers, each"),
+        ({"ae_layers": ((4, (3, 3), (0, 1)),)}, "ae_layers must be sizes of at least 1"),
+        ({"ae_layers": ()}, "ae_layers must be None or at least one layer"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named(fields, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        UnrealConfig(**fields)
+
+
+@pytest.mark.parametrize("content", [[], None, "config", 3])
+def test_what_is_no_dict_is_no_configuration(content):
+    with pytest.raises(ValueError, match=f"must be a dict of fields, got {type(content).__name__}"):
+        UnrealConfig.from_dict(content)
+
+
+def test_numpy_numbers_are_numbers():
+    config = UnrealConfig(num_envs=np.int64(8), learning_rate=np.float32(0.5), hidden=(np.int32(4),))
+    assert (config.num_envs, config.learning_rate, config.hidden) == (8, 0.5, (4,))
+
+
+def test_a_configuration_of_an_earlier_version_means_what_it_meant():
+    fields = UnrealConfig().to_dict()
+    assert fields.pop("normalize_returns") is True
+    assert UnrealConfig.from_dict(fields).normalize_returns is False
+
+
+POOL = [
+    0,
+    1,
+    2,
+    4,
+    8,
+    16,
+    -1,
+    3,
+    0.0,
+    0.5,
+    1.0,
+    1.5,
+    1e-3,
+    1e39,
+    math.inf,
+    -math.inf,
+    math.nan,
+    "",
+    "ppo",
+    "a2c",
+    "no",
+]
+POOL += [
+    "linear",
+    "bfloat16",
+    "conv2d",
+    "encoder",
+    None,
+    True,
+    False,
+    (),
+    (2,),
+    (2, 2),
+    (0,),
+    (1.5,),
+    ("core",),
+    [2],
+    {},
+]
+SMALL = {
+    "num_envs": 4, "rollout_length": 4, "minibatches": 2, "epochs": 1, "total_steps": 64, "hidden": (4,), "lstm": (4,),
+    "num_filters": (2,), "replay_length": 16, "replay_batch": 2, "rp_batch": 2,
+}  # fmt: skip
+
+
+def attempt(make):
+    """What `make` gives, or the message of the ValueError that it raises."""
+    try:
+        return make()
+    except ValueError as error:
+        return str(error)
+
+
+def random_configurations(count, seed):
+    """Configurations of which some fields are drawn from good and bad values, and the refusals of the others."""
+    draw = random.Random(seed)
+    names = [field.name for field in dataclasses.fields(UnrealConfig)]
+    made, refused = [], []
+    for _ in range(count):
+        fields = SMALL | {name: draw.choice(POOL) for name in draw.sample(names, draw.randint(1, 3))}
+        result = attempt(lambda fields=fields: UnrealConfig(**fields))
+        (refused if isinstance(result, str) else made).append(result)
+    for message in refused:
+        assert message.partition(" must be ")[0] in names
+        assert ", got " in message
+    return made, refused
+
+
+def test_random_configurations_are_refused_by_name_or_can_be_written_down():
+    made, refused = random_configurations(2000, seed=0)
+    assert min(len(made), len(refused)) > 100
+    for config in made:
+        assert UnrealConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def two_finite_steps(configs):
+    """How many of these configurations make two finite steps; the others do not fit the environment."""
+    env = envs.make("probe-pixels")
+    steps = 0
+    for config in configs:
+        made = attempt(lambda config=config: make_unreal(dataclasses.replace(config, shards=1), env))
+        state = (
+            made if isinstance(made, str) else attempt(lambda made=made: jax.jit(made[0])(jax.random.key(0)))
+        )
+        if isinstance(state, str):
+            assert "\n" not in state
+            continue
+        step = jax.jit(made[1])
+        for _ in range(2):
+            state, metrics = step(state)
+        if max(config.learning_rate, config.pc_weight, config.vr_weight, config.rp_weight) <= 16:
+            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, metrics)))
+            steps += 1
+    return steps
+
+
+def test_what_is_accepted_makes_two_finite_steps():
+    assert two_finite_steps(random_configurations(200, seed=1)[0][:2]) == 2
+
+
+@pytest.mark.slow
+def test_what_is_accepted_makes_two_finite_steps_of_many():
+    assert two_finite_steps(random_configurations(500, seed=2)[0][:12]) >= 6

@@ -68,7 +68,7 @@ def test_eight_devices_learn_what_one_learns_with_pixels_too():
 
 
 def test_pmap_learns_what_vmap_learns(one_device):
-    init, step = make_unreal(CONFIG, ENV, axis_name="devices")
+    init, step, *_ = make_unreal(CONFIG, ENV, axis_name="devices")
     keys = jnp.broadcast_to(jax.random.key(0), 8)
     state, step = jax.pmap(init, axis_name="devices")(keys), jax.pmap(step, axis_name="devices")
     for _ in range(10):
@@ -136,14 +136,14 @@ def test_a_population_learns_as_its_members_do_alone():
         BARE, shards=1, algorithm="a2c", vr_weight=0.5, learning_rate_schedule="constant"
     )
     members = [config, dataclasses.replace(config, learning_rate=0.01, entropy_beta=0.1, vr_weight=2.0)]
-    init, step = make_unreal(config, ENV)
+    init, step, *_ = make_unreal(config, ENV)
     hyper = jax.tree.map(lambda *x: jnp.asarray(x, jnp.float32), *map(hyperparameters, members))
     state = jax.jit(jax.vmap(init))(jnp.broadcast_to(jax.random.key(0), 2), hyper)
     step = jax.jit(jax.vmap(step))
     for _ in range(4):
         state, metrics = step(state)
     for index, member in enumerate(members):
-        init_one, step_one = make_unreal(member, ENV)
+        init_one, step_one, *_ = make_unreal(member, ENV)
         alone, step_one = jax.jit(init_one)(jax.random.key(0)), jax.jit(step_one)
         for _ in range(4):
             alone, one_metrics = step_one(alone)
@@ -158,6 +158,6 @@ def test_shards_that_do_not_fit_are_an_error():
         make_mapped(BARE, ENV, devices=jax.devices()[:3])
     with pytest.raises(ValueError, match="8 shards need an axis_name"):
         jax.eval_shape(make_unreal(BARE, ENV)[0], jax.random.key(0))
-    init, _ = make_unreal(BARE, ENV, axis_name="x")
+    init, _, *_ = make_unreal(BARE, ENV, axis_name="x")
     with pytest.raises(ValueError, match="must be the size of the axis 'x', 4, got 8"):
         jax.eval_shape(jax.vmap(init, axis_name="x", axis_size=4, in_axes=None), jax.random.key(0))

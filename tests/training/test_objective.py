@@ -11,7 +11,7 @@ from btnn_jax.policies import init_params
 from btnn_jax.replay import make_replay
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.modules import make_unreal_policy
-from btnn_jax.training.objective import OnPolicy, make_objective, take, to_replay
+from btnn_jax.training.objective import OnPolicy, make_objective, select_envs, to_replay
 from btnn_jax.training.rollout import make_rollout
 from btnn_jax.training.unreal import hyperparameters, minibatch_rows
 
@@ -55,7 +55,7 @@ def test_the_mean_over_devices_is_the_whole_batch(played, algorithm):
         return out if axis_name is None else jax.lax.pmean(out, axis_name)
 
     rows = jnp.arange(8).reshape(4, 2)
-    parts = jax.tree.map(lambda *xs: jnp.stack(xs), *(take(batch, r) for r in rows))
+    parts = jax.tree.map(lambda *xs: jnp.stack(xs), *(select_envs(batch, r) for r in rows))
     shared = jax.vmap(lambda part: gradient(part, "devices"), axis_name="devices")(parts)
     whole = gradient(batch, None)
     chex.assert_trees_all_close(jax.tree.map(lambda x: x[2], shared), whole, rtol=1e-4, atol=1e-5)
@@ -122,7 +122,7 @@ def test_every_epoch_takes_every_environment_once_and_whole(played):
     for epoch in np.asarray(rows).reshape(3, 8):
         np.testing.assert_array_equal(np.sort(epoch), np.arange(8))
     assert not np.array_equal(rows[:4], rows[4:8])
-    part = take(batch, rows[0])
+    part = select_envs(batch, rows[0])
     for t in range(8):
         for column, env in enumerate(np.asarray(rows[0])):
             chex.assert_trees_all_equal(

@@ -53,7 +53,7 @@ def test_trains_with_all_tasks_and_plays():
     env = walk()
     policy = make_unreal_policy(CONFIG, env)
     assert isinstance(policy, StackedLSTMPolicy)
-    init, step = make_unreal(CONFIG, env, policy=policy)
+    init, step, *_ = make_unreal(CONFIG, env, policy=policy)
     state, step = jax.jit(init)(jax.random.key(0)), jax.jit(step)
     assert jax.tree.map(lambda x: x.shape, state.actors.core) == (((4, 6),) * 2, ((4, 8),) * 2)
     start = state.params

@@ -12,7 +12,7 @@ from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.evaluate import make_evaluate, make_evaluate_random
 from btnn_jax.training.mapping import make_mapped
 from btnn_jax.training.modules import make_unreal_policy
-from btnn_jax.training.unreal import make_optimizer, make_rate_left, make_unreal
+from btnn_jax.training.unreal import make_lr_decay, make_optimizer, make_unreal
 
 TINY = UnrealConfig(
     num_envs=4,
@@ -30,12 +30,12 @@ TINY = UnrealConfig(
 BARE = dataclasses.replace(TINY, pc_weight=0, vr_weight=0, rp_weight=0)
 ALWAYS = {
     "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "explained_variance", "gradient_norm",
-    "episode_return", "episode_length", "skipped", "learning_rate", "noise_sigma",
+    "episode_return", "episode_length", "skipped", "learning_rate", "noise_sigma", "return_scale",
 }  # fmt: skip
 
 
 def run(config, env, updates, seed=0):
-    init, step = make_unreal(config, env) if config.shards == 1 else make_mapped(config, env)[:2]
+    init, step, *_ = make_unreal(config, env) if config.shards == 1 else make_mapped(config, env)[:2]
     state, step = jax.jit(init)(jax.random.key(seed)), jax.jit(step, donate_argnums=0)
     for _ in range(updates):
         state, metrics = step(state)
@@ -65,7 +65,7 @@ def test_every_algorithm_runs_with_every_task(algorithm, tasks):
 @pytest.mark.parametrize("name", ["probe-memory", "trading"])
 def test_sixty_four_bits_change_no_type_in_the_train_step(name):
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        init, step = make_unreal(dataclasses.replace(TINY, pc_weight=0), envs.make(name))
+        init, step, *_ = make_unreal(dataclasses.replace(TINY, pc_weight=0), envs.make(name))
         state = jax.eval_shape(init, jax.random.key(0))
         after, metrics = jax.eval_shape(step, state)
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
@@ -142,7 +142,7 @@ def test_noise_is_new_in_every_update(noisy):
     config = dataclasses.replace(
         BARE, noisy=noisy, lstm=(), learning_rate=1e-30, learning_rate_schedule="constant"
     )
-    init, step = make_unreal(config, envs.make("probe-constant"))
+    init, step, *_ = make_unreal(config, envs.make("probe-constant"))
     step = jax.jit(step)
     state, first = step(jax.jit(init)(jax.random.key(0)))
     _, second = step(state)
@@ -150,7 +150,7 @@ def test_noise_is_new_in_every_update(noisy):
 
 
 def test_the_second_call_compiles_nothing_and_keeps_nothing(compiled):
-    init, step = make_unreal(TINY, envs.make("probe-pixels"))
+    init, step, *_ = make_unreal(TINY, envs.make("probe-pixels"))
     state, step = jax.jit(init)(jax.random.key(0)), jax.jit(step, donate_argnums=0)
     state, _ = step(state)
     living, before = len(jax.live_arrays()), len(compiled)
@@ -164,7 +164,7 @@ def test_the_second_call_compiles_nothing_and_keeps_nothing(compiled):
 
 def test_seeds_differ_and_repeat_in_one_program():
     config = dataclasses.replace(BARE, total_steps=32 * 6)
-    init, step = make_unreal(config, envs.make("probe-choice"))
+    init, step, *_ = make_unreal(config, envs.make("probe-choice"))
     seeds = jnp.array([0, 1, 2, 0])
     state = jax.jit(jax.vmap(lambda seed: init(jax.random.key(seed))))(seeds)
     step = jax.jit(jax.vmap(step))
@@ -179,7 +179,7 @@ def test_seeds_differ_and_repeat_in_one_program():
 
 def test_one_seed_alone_is_the_seed_among_others():
     config = dataclasses.replace(BARE, total_steps=32 * 3)
-    init, step = make_unreal(config, envs.make("probe-choice"))
+    init, step, *_ = make_unreal(config, envs.make("probe-choice"))
     states = jax.jit(jax.vmap(lambda seed: init(jax.random.key(seed))))(jnp.arange(2))
     alone = jax.jit(init)(jax.random.key(1))
     both, one = jax.jit(jax.vmap(step)), jax.jit(step)
@@ -211,7 +211,7 @@ class Poisoned:
 
 def test_an_update_that_is_not_finite_is_skipped_and_counted():
     config = dataclasses.replace(BARE, lstm=(), minibatches=2, epochs=2)
-    init, step = make_unreal(config, Poisoned((8, 16)))
+    init, step, *_ = make_unreal(config, Poisoned((8, 16)))
     state, step = jax.jit(init)(jax.random.key(0)), jax.jit(step)
     first, metrics = step(state)
     assert metrics["skipped"] == 0
@@ -231,14 +231,14 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted():
 )
 def test_the_learning_rate_follows_its_schedule(schedule, middle, end):
     config = dataclasses.replace(TINY, learning_rate_schedule=schedule)
-    rate_left = jax.jit(make_rate_left(config))
+    rate_left = jax.jit(make_lr_decay(config))
     left = [rate_left(jnp.float32(config.num_updates * part)) for part in (0, 0.5, 1)]
     np.testing.assert_allclose(left, [1, middle, end], atol=1e-6)
 
 
 def test_the_first_update_has_the_whole_learning_rate_and_the_last_a_part():
     config = dataclasses.replace(BARE, lstm=(), total_steps=32 * 4)
-    init, step = make_unreal(config, envs.make("probe-constant"))
+    init, step, *_ = make_unreal(config, envs.make("probe-constant"))
     state, step, rates = jax.jit(init)(jax.random.key(0)), jax.jit(step), []
     for _ in range(4):
         state, metrics = step(state)
@@ -251,7 +251,7 @@ def test_the_weight_of_the_entropy_goes_to_its_end():
         BARE, algorithm="a2c", lstm=(), entropy_beta=0.5, learning_rate_schedule="constant"
     )
     env = envs.make("probe-choice")
-    init, constant = make_unreal(config, env)
+    init, constant, *_ = make_unreal(config, env)
     changing = make_unreal(dataclasses.replace(config, entropy_beta_final=0.1), env)[1]
     init, constant, changing = map(jax.jit, (init, constant, changing))
     for part, beta in ((0, 0.5), (0.5, 0.3), (1, 0.1)):
@@ -265,7 +265,7 @@ def test_the_weight_of_the_entropy_goes_to_its_end():
 
 def test_the_replay_keeps_the_memory_before_each_rollout():
     config = dataclasses.replace(BARE, vr_weight=1.0)
-    init, step = make_unreal(config, envs.make("probe-memory"))
+    init, step, *_ = make_unreal(config, envs.make("probe-memory"))
     state, step = jax.jit(init)(jax.random.key(0)), jax.jit(step)
     for index in range(3):
         after, _ = step(state)
@@ -276,7 +276,7 @@ def test_the_replay_keeps_the_memory_before_each_rollout():
 
 
 def test_only_finished_episodes_are_averaged():
-    init, step = make_unreal(dataclasses.replace(BARE, lstm=()), envs.make("probe-discount", length=30))
+    init, step, *_ = make_unreal(dataclasses.replace(BARE, lstm=()), envs.make("probe-discount", length=30))
     state = jax.jit(init)(jax.random.key(0))
     actors = state.actors._replace(
         last_return=jnp.array([3.0, 0, 1, 0]), last_length=jnp.array([5, 0, 7, 0], jnp.int32)
@@ -289,7 +289,7 @@ def test_losses_are_means_of_the_gradient_steps_that_were_made():
     config = dataclasses.replace(
         BARE, lstm=(), minibatches=4, noisy=False, learning_rate=1e-30, learning_rate_schedule="constant"
     )
-    init, step = make_unreal(config, Poisoned((8, 16)))
+    init, step, *_ = make_unreal(config, Poisoned((8, 16)))
     init, step = jax.jit(init), jax.jit(step)
     _, all_made = step(init(jax.random.key(0)))
     state = init(jax.random.key(0))
@@ -338,7 +338,7 @@ def test_the_train_step_bounds_the_global_norm():
 def test_memory_does_not_double_with_the_replay():
     def memory(replay_length):
         config = dataclasses.replace(BARE, vr_weight=1.0, lstm=(), noisy=False, replay_length=replay_length)
-        init, step = make_unreal(config, envs.make("probe-pixels"))
+        init, step, *_ = make_unreal(config, envs.make("probe-pixels"))
         state = jax.eval_shape(init, jax.random.key(0))
         return jax.jit(step, donate_argnums=0).lower(state).compile().memory_analysis()
 
@@ -358,7 +358,7 @@ def test_a_frozen_encoder_stays_and_the_rest_learns():
     fresh = jax.jit(make_unreal(AUTOENCODER, env)[0])(jax.random.key(5)).params["encoder"]
     part = {"encoder": {"autoencoder": fresh["autoencoder"]}}
     config = dataclasses.replace(AUTOENCODER, frozen=("encoder/autoencoder",))
-    init, step = make_unreal(config, env, pretrained=part)
+    init, step, *_ = make_unreal(config, env, pretrained=part)
     state = jax.jit(init)(jax.random.key(0))
     chex.assert_trees_all_equal(state.params["encoder"]["autoencoder"], fresh["autoencoder"])
     after, metrics = jax.jit(step)(state)
@@ -373,7 +373,7 @@ def test_a_frozen_encoder_stays_and_the_rest_learns():
 def test_the_autoencoder_learns_beside_the_agent():
     env = envs.make("probe-pixels")
     config = dataclasses.replace(AUTOENCODER, learning_rate=0.01, learning_rate_schedule="constant")
-    init, step = make_unreal(config, env)
+    init, step, *_ = make_unreal(config, env)
     state, step = jax.jit(init)(jax.random.key(0)), jax.jit(step)
     losses = []
     for _ in range(60):
@@ -484,3 +484,67 @@ def test_evaluation_counts_each_environments_first_episode():
     random = jax.jit(make_evaluate_random(envs.make("probe-choice"), num_episodes=4096))(jax.random.key(0))
     depths = envs.make("probe-choice").action_depths
     np.testing.assert_allclose(random.returns.mean(), 1 / depths, atol=0.04)
+
+
+class Scaled:
+    """Another environment whose rewards are multiplied by a factor."""
+
+    def __init__(self, env, factor):
+        self.env, self.factor = env, factor
+        self.name, self.observation, self.action_depths = env.name, env.observation, env.action_depths
+
+    def reset(self, key):
+        return self.env.reset(key)
+
+    def step(self, key, state, action):
+        state, step = self.env.step(key, state, action)
+        return state, step._replace(reward=step.reward * self.factor)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "a2c"])
+@pytest.mark.parametrize("factor", [2.0**7, 2.0**-7])
+def test_rewards_of_any_size_learn_the_same_to_the_bit(algorithm, factor):
+    """A power of two only shifts exponents, so not even rounding may differ."""
+    config = dataclasses.replace(BARE, algorithm=algorithm, vr_weight=0.5, rp_weight=0.5)
+    env = envs.make("probe-memory")
+    plain, metrics = run(config, env, 4)
+    scaled, scaled_metrics = run(config, Scaled(env, factor), 4)
+    assert metrics["return_scale"] > 0
+    assert scaled.params.pop("return_scale") == factor * plain.params.pop("return_scale")
+    chex.assert_trees_all_equal(scaled.params, plain.params)
+    for name in (
+        "policy_loss",
+        "value_loss",
+        "entropy",
+        "gradient_norm",
+        "value_replay_loss",
+        "explained_variance",
+    ):
+        np.testing.assert_allclose(scaled_metrics[name], metrics[name], rtol=1e-6, err_msg=name)
+
+
+def test_without_normalization_the_size_of_rewards_matters():
+    config = dataclasses.replace(BARE, normalize_returns=False)
+    env = envs.make("probe-memory")
+    plain, scaled = (run(config, each, 3)[0].params for each in (env, Scaled(env, 128.0)))
+    assert "return_scale" not in plain
+    assert not np.allclose(
+        plain["encoder"]["stream_dense_0"]["kernel"], scaled["encoder"]["stream_dense_0"]["kernel"]
+    )
+
+
+def test_the_scale_is_that_of_the_discounted_rewards():
+    config = dataclasses.replace(BARE, lstm=(), discount=0.5)
+    state, metrics = run(
+        config, envs.make("probe-constant"), 1
+    )  # a reward of 1 at every step, episodes of one step
+    assert metrics["return_scale"] == 1
+    state, metrics = run(config, Scaled(envs.make("probe-constant"), 3.0), 2)
+    np.testing.assert_allclose([metrics["return_scale"], state.params["return_scale"]], 3.0, rtol=1e-6)
+
+
+def test_shards_share_one_scale():
+    config = dataclasses.replace(BARE, lstm=(), shards=2)
+    state, _ = run(config, envs.make("probe-choice"), 3)
+    assert state.params["return_scale"].shape == ()
+    assert state.params["return_scale"] > 0

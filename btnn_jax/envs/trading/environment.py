@@ -152,7 +152,9 @@ class TradingEnvironment:
             jax.lax.dynamic_slice_in_dim(line, state.index + 1, self.skip_frame) for line in self.bars
         )
         price, gap = opens[0], gaps[0]
-        chance: Array | float = jax.random.uniform(key, price.shape) if self.rules.slippage else 0.0
+        chance: Array | float = (
+            jax.random.uniform(key, price.shape, jnp.float32) if self.rules.slippage else 0.0
+        )
         at_open = state.unrealised + state.position * gap
         gained = jnp.sum(state.position * gap)
         filled = fill(
@@ -192,7 +194,8 @@ class TradingEnvironment:
             reward = jnp.log1p(jnp.maximum(growth[last], 1e-6 - 1.0))
         else:
             realised = jnp.sum((1.0 - filled.kept) * at_open) - filled.cost
-            later = jnp.where(terminated[last], 0.0, self.discount * jnp.sum(after.unrealised))
+            # An end by the rules closes what is open: its profit is then earned, and no potential is left.
+            later = jnp.where(terminated[last], 1.0, self.discount) * jnp.sum(after.unrealised)
             reward = (realised + later - jnp.sum(state.unrealised)) / self.cash
         observation = self.observe(after)
         return after, TimeStep(

@@ -68,8 +68,8 @@ def make_trading(
 
     Args:
         data: `"sine"`, `"random_walk"`, `"ornstein_uhlenbeck"` or `"regime_switching"` (of closes, a bar opens where
-            the one before closed); a name of `btnn_jax.data.INSTALLED`; a CSV file; a `Series`; or an array of closes
-            `[N]` or `[N, A]` or of bars `[N, A, 4]`.
+            the one before closed); a name of `btnn_jax.data.INSTALLED`; a CSV file; a `Series`; a data frame of
+            pandas or polars; or an array of closes `[N]` or `[N, A]` or of bars `[N, A, 4]`.
         data_params: of a generator, such as `{"period": 64, "length": 4096, "seed": 0}`.
         columns: of a file or a series, each the closes of an asset, also as `"AAPL,MSFT"`; None for the bars of one
             asset where there are Open and Close, for Close where it is alone, or else for all but volumes.
@@ -102,7 +102,7 @@ def make_trading(
         reward: `"log"`, the change of log equity (down to a millionth of it): their sum is the log of what the
             equity has grown by; or `"shaped"` as BTGym's: realised profit, costs taken off, with the unrealised one as
             the potential (Ng, Harada & Russell 1999), `realised + discount * unrealised' - unrealised`, as a fraction
-            of the initial equity.
+            of the initial equity. Where an episode terminates, what is open counts as realised.
         reward_scale: a factor.
         discount: of the shaped reward's potential; the agent's own.
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from btnn_jax._errors import check_known
 from btnn_jax.data import INSTALLED, Series, generators, load_csv, load_installed
+from btnn_jax.data.frames import from_frame, is_frame
 from btnn_jax.data.series import is_volume
 
 __all__ = ["BAR", "Data", "Market", "load_market"]
@@ -49,8 +50,9 @@ def load_market(data: Data, params: Mapping[str, Any], columns: str | Sequence[s
     closed.
 
     Args:
-        data: one of `GENERATORS` or `btnn_jax.data.INSTALLED`, a CSV file, a series, or an array of closes `[N]` or
-            `[N, A]` or of bars `[N, A, 4]` of open, high, low and close.
+        data: one of `GENERATORS` or `btnn_jax.data.INSTALLED`, a CSV file, a series or a data frame of pandas or polars
+            (`btnn_jax.data.from_frame`), or an array of closes `[N]` or `[N, A]` or of bars `[N, A, 4]` of open, high,
+            low and close.
         params: of a generator.
         columns: of a file or a series, each the closes of an asset, also as one string with commas between them; None
             for what is said above.
@@ -71,6 +73,8 @@ def load_market(data: Data, params: Mapping[str, Any], columns: str | Sequence[s
         )
     if isinstance(data, str | os.PathLike):
         return _of_series(_read(data), columns, str(data))
+    if is_frame(data):
+        data = from_frame(data)
     if isinstance(data, Series):
         return _of_series(data, columns, "data")
     if columns is not None:
