@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         parameters,
         plots,
         policies,
+        protocol,
         replay,
         runs,
         targets,
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
     )
     from btnn_jax.interop import from_btgym
     from btnn_jax.policies import UnrealPolicy, make_policy
+    from btnn_jax.protocol import ModulePolicy
     from btnn_jax.replay import make_replay
+    from btnn_jax.runs.acting import Agent, load_agent
     from btnn_jax.runs.agent import resume, train
     from btnn_jax.runs.autoencoder import load_autoencoder, resume_autoencoder, train_autoencoder
     from btnn_jax.training.autoencoder import make_autoencoder
@@ -55,16 +58,20 @@ _SUBMODULES = (
     "parameters",
     "plots",
     "policies",
+    "protocol",
     "replay",
     "runs",
     "targets",
     "training",
 )
 _NAMES = {
+    "Agent": "runs.acting",
     "AutoencoderConfig": "training.config",
+    "ModulePolicy": "protocol",
     "UnrealConfig": "training.config",
     "UnrealPolicy": "policies",
     "from_btgym": "interop",
+    "load_agent": "runs.acting",
     "load_autoencoder": "runs.autoencoder",
     "make_autoencoder": "training.autoencoder",
     "make_evaluate": "training.evaluate",
@@ -80,7 +87,9 @@ _NAMES = {
 """The names that a newcomer needs, and the module that each comes from."""
 
 __all__ = [
+    "Agent",
     "AutoencoderConfig",
+    "ModulePolicy",
     "UnrealConfig",
     "UnrealPolicy",
     "ae",
@@ -91,6 +100,7 @@ __all__ = [
     "interop",
     "kernel_monitor",
     "layers",
+    "load_agent",
     "load_autoencoder",
     "losses",
     "make_autoencoder",
@@ -104,6 +114,7 @@ __all__ = [
     "parameters",
     "plots",
     "policies",
+    "protocol",
     "replay",
     "resume",
     "resume_autoencoder",

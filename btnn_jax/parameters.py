@@ -93,6 +93,8 @@ def update_return_scale(params: PyTree, mean_square: jax.Array, rate: float) -> 
     square = jnp.where(old > 0, jnp.square(old) + rate * (mean_square - jnp.square(old)), mean_square)
     new = jnp.where(known, jnp.sqrt(square), old)
     ratio = jnp.where(old > 0, old / jnp.where(new > 0, new, 1.0), 1.0)
+    if "value_gain" in params:  # of a `ModulePolicy`, whose network has a value head that is not known here
+        return {**params, "return_scale": new, "value_gain": params["value_gain"] * ratio}
     head = params["actor_critic"]
     value = jax.tree.map(lambda x: (x * ratio).astype(x.dtype), head["value"])
     return {**params, "return_scale": new, "actor_critic": {**head, "value": value}}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import distrax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ from btnn_jax.networks import (
 )
 from btnn_jax.ops.categorical import matching_leaves, one_hot
 from btnn_jax.ops.pixel_change import pixel_change_shape
+from btnn_jax.protocol import AgentInput, Policy, PolicyOutput, State, action_distribution
 
 __all__ = [
     "AgentInput",
@@ -37,37 +37,6 @@ __all__ = [
 ]
 
 PyTree = Any
-State = tuple[tuple[jax.Array, jax.Array], ...]
-
-
-class AgentInput(NamedTuple):
-    """What the agent is given at every step; all leaves lead with `[T, B]`."""
-
-    observation: PyTree  # arrays [T, B, ...], or a dict of them
-    last_action: PyTree  # int32 [T, B], or a dict of them; ignored where `reset`
-    last_reward: jax.Array  # float32 [T, B]; ignored where `reset`
-    reset: jax.Array  # bool [T, B], this step starts a new episode
-
-
-class PolicyOutput(NamedTuple):
-    """What the agent answers: logits and value in float32, features in the type that the network computes in."""
-
-    logits: PyTree  # [T, B, A], or a dict of them
-    value: jax.Array  # [T, B]
-    features: jax.Array  # [T, B, D], what the heads saw; the pixel-control head takes it
-
-
-def action_distribution(logits: PyTree) -> distrax.Distribution:
-    """The distribution over actions that `logits` stand for.
-
-    Args:
-      logits: `[..., A]`, or a (nested) dict of such for a dict action space, whose heads are independent.
-
-    Returns:
-      A distrax distribution over int32 with `sample(seed=key)`, `mode()`, `log_prob(actions)` and `entropy()`.
-    """
-    heads = jax.tree.map(lambda x: distrax.Categorical(logits=x, dtype=jnp.int32), unfreeze(logits))
-    return heads if isinstance(heads, distrax.Distribution) else distrax.Joint(heads)
 
 
 class UnrealPolicy(nn.Module):
@@ -297,7 +266,7 @@ def _check_streams(observation: PyTree) -> None:
             raise ValueError(f"observation streams must be arrays, got {stream} as {name!r}")
 
 
-def init_params(policy: UnrealPolicy, key: jax.Array, observation: PyTree, *, rp_frames: int = 3) -> PyTree:
+def init_params(policy: Policy, key: jax.Array, observation: PyTree, *, rp_frames: int = 3) -> PyTree:
     """Parameters of all heads of `policy`.
 
     Args:

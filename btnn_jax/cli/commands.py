@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = make_parser()
     given = parser.parse_args(arguments)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # where an environment of one's own, module:Class, lies
     from btnn_jax.runs.folder import RunError
     from btnn_jax.runs.processes import ProcessLostError
 
@@ -199,7 +201,7 @@ def _conclude(result: Any, given: argparse.Namespace) -> int:
         print(f"evaluate: btnn-jax evaluate {result.folder}")
     elif not episodes:
         pass
-    elif result.run.env == "trading":
+    elif result.run.trades:
         from btnn_jax.runs.folder import RunError
 
         try:
@@ -284,7 +286,7 @@ def _print_scores(folder: Any, **arguments: Any) -> None:
 def _trades(folder: Any) -> bool:
     from btnn_jax.runs.run import read_run
 
-    return read_run(folder).env == "trading"
+    return read_run(folder).trades
 
 
 def _print_backtests(folder: Any, commissions: Sequence[float | None] = (None,), **arguments: Any) -> None:

@@ -97,7 +97,9 @@ def _add_train(commands: Any) -> None:
         metavar="ENV",
         nargs="?",
         action=options.Same,
-        help=_("environment: trading, a probe, or one of gymnax", DEFAULT_ENV),
+        help=_(
+            "environment: trading, a probe, one of gymnax, or module:Class for one of your own", DEFAULT_ENV
+        ),
     )
     train.add_argument("--env", dest="env", metavar="ENV", action=options.Same, help="the same, as an option")
     train.add_argument(

@@ -1,10 +1,12 @@
 """Environments: the protocol, trading, the adapter to gymnax, and probes that isolate one ability each."""
 
+import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 from btnn_jax._errors import check_known as _check_known
+from btnn_jax._errors import first_line as _first_line
 from btnn_jax.envs.base import Environment, TimeStep, auto_reset, check_environment
 from btnn_jax.envs.gymnax import gymnax_names, make_gymnax
 from btnn_jax.envs.probes import PROBES
@@ -38,7 +40,8 @@ def make(name: str, **params: Any) -> Environment:
     """Builds an environment by its name.
 
     Args:
-        name: one of `names()`.
+        name: one of `names()`, or `module:Class` for an environment of your own: the class, or a function, is imported
+            and called with the parameters.
         **params: parameters of the environment.
 
     Raises:
@@ -48,6 +51,8 @@ def make(name: str, **params: Any) -> Environment:
     >>> make("probe-memory", length=3).action_depths
     3
     """
+    if ":" in name:
+        return _imported(name, params)
     if name in _OURS:
         factory = _OURS[name]
         _check_known(f"parameter of {name}", params, inspect.signature(factory).parameters)
@@ -56,3 +61,29 @@ def make(name: str, **params: Any) -> Environment:
         gymnax_names()  # says what to install where gymnax is missing
     _check_known("environment", [name], names())
     return make_gymnax(name, **params)
+
+
+def _imported(name: str, params: dict[str, Any]) -> Environment:
+    """The environment that `module:Class` names, made and checked."""
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f"environment {name!r}: cannot import {module_name!r}: {_first_line(error)}"
+        ) from error
+    public = [key for key in vars(module) if not key.startswith("_")]
+    _check_known(f"name in the module {module_name}", [attribute], public)
+    factory = getattr(module, attribute)
+    if not callable(factory):
+        raise ValueError(f"environment {name!r} must be a class or a function, got {type(factory).__name__}")
+    try:
+        inspect.signature(factory).bind(**params)
+    except TypeError as error:
+        raise ValueError(f"environment {name!r}: {_first_line(error)}") from error
+    env: Environment = factory(**params)
+    if missing := [
+        part for part in ("name", "observation", "action_depths", "reset", "step") if not hasattr(env, part)
+    ]:
+        raise ValueError(f"environment {name!r} has no {', '.join(missing)}; see btnn_jax.envs.Environment")
+    return env

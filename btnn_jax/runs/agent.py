@@ -20,19 +20,19 @@ from btnn_jax._errors import first_line
 from btnn_jax.data import INSTALLED
 from btnn_jax.envs.base import Environment, PyTree
 from btnn_jax.envs.trading.market import GENERATORS
-from btnn_jax.policies import UnrealPolicy
+from btnn_jax.protocol import Policy
 from btnn_jax.runs.folder import Folder, RunError, default_folder
 from btnn_jax.runs.loop import LoopOptions, Program, run_loop
 from btnn_jax.runs.metrics import OF_EPISODES
 from btnn_jax.runs.processes import first_only
 from btnn_jax.runs.progress import Reporter, make_reporter
 from btnn_jax.runs.run import Run, create_run, read_run
-from btnn_jax.runs.sources import check_written, lasting_source, make_env
+from btnn_jax.runs.sources import check_written, describe_object, environment_of, lasting_source
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.mapping import make_mapped, placed
 from btnn_jax.training.unreal import TrainState, make_unreal
 
-__all__ = ["Agent", "RunResult", "first_devices", "make_agent", "resume", "train"]
+__all__ = ["BoundRun", "RunResult", "first_devices", "make_agent", "resume", "train"]
 
 
 class RunResult(NamedTuple):
@@ -47,7 +47,7 @@ class RunResult(NamedTuple):
 
 
 def train(
-    env: str,
+    env: str | Environment,
     config: UnrealConfig,
     *,
     seed: int = 0,
@@ -69,7 +69,9 @@ def train(
     arguments, and with a folder that all of them see.
 
     Args:
-      env: a name that `btnn_jax.envs.make` knows.
+      env: a name that `btnn_jax.envs.make` knows, `module:Class` for a class of your own among them, or an environment.
+        An object is not kept in the folder: unless it is a dataclass of plain values in a module that can be imported,
+        `resume` and `score_run` need it again.
       config: what to learn and how; its `shards` are divided among the devices.
       seed: two runs with the same seed are the same.
       seeds: agents of their own that learn in one program, from the seeds `seed` to `seed + seeds - 1`; every part of
@@ -87,13 +89,17 @@ def train(
         does not fit it, or the shards do not fit the devices; and as `run_loop`.
       ModuleNotFoundError: a package of the extra `train` is missing.
     """
-    params = dict(env_params or {})
+    params, given = dict(env_params or {}), None
+    if not isinstance(env, str):
+        if params:
+            raise RunError(f"an environment that is an object has no env_params, got {params}")
+        env, params, given = describe_object(env)
     if "data" in params:
         params["data"] = lasting_source(params["data"], (*GENERATORS, *INSTALLED))
     check_written(params)
     if seed + seeds > 2**32:
         raise RunError(f"seeds must be below {2**32}, got {seed} to {seed + seeds - 1}")
-    run = Run(env, config, seed, params, seeds, pretrained is not None)
+    run = Run(env, config, seed, params, seeds, pretrained is not None, given is not None, given)
     agent = make_agent(run, pretrained, devices=devices)  # before the folder: what cannot be run leaves none
     path = pathlib.Path(
         folder if folder is not None else default_folder(run.env, run.config.algorithm, run.seed)
@@ -105,12 +111,18 @@ def train(
 
 
 def resume(
-    folder: Folder, *, reporter: Reporter | None = None, devices: int = 1, **loop: Unpack[LoopOptions]
+    folder: Folder,
+    *,
+    env: Environment | None = None,
+    reporter: Reporter | None = None,
+    devices: int = 1,
+    **loop: Unpack[LoopOptions],
 ) -> RunResult:
     """Goes on with a run from a checkpoint, as if it had never stopped; see `train`.
 
     Args:
       folder: the run's.
+      env: the environment, of a run that was started with an object.
       reporter: what is told of the progress.
       devices: may differ from those of before.
       **loop: as for `train`, and `checkpoint`, which one to go on from.
@@ -118,7 +130,7 @@ def resume(
     Raises:
       RunError: the folder is not a run's, its checkpoint cannot be read, or the shards do not fit the devices.
     """
-    path, run = pathlib.Path(folder), read_run(folder)
+    path, run = pathlib.Path(folder), read_run(folder, env)
     agent = make_agent(run, devices=devices)
     if run.pretrained:
         agent = agent._replace(init=_no_second_start)
@@ -131,11 +143,11 @@ def _no_second_start(seed: ArrayLike) -> TrainState:
     raise RunError("the run has no checkpoint yet, and only there were the parameters that it started from")
 
 
-class Agent(NamedTuple):
+class BoundRun(NamedTuple):
     """A run's environment, network and train step."""
 
     env: Environment
-    policy: UnrealPolicy
+    policy: Policy
     init: Callable[[ArrayLike], TrainState]  # seed -> state
     step: Callable[[TrainState], tuple[TrainState, dict[str, jax.Array]]]
     state: TrainState  # of shapes only, and of where they lie
@@ -144,14 +156,14 @@ class Agent(NamedTuple):
     act: Callable[[TrainState], PyTree]  # the rollouts of one step alone
 
 
-def make_agent(run: Run, pretrained: PyTree | None = None, *, devices: int = 1) -> Agent:
+def make_agent(run: Run, pretrained: PyTree | None = None, *, devices: int = 1) -> BoundRun:
     """Binds all that `run` names; `pretrained` as for `make_unreal`, `devices` as for `train`.
 
     Raises:
       RunError: the environment or one of its parameters is unknown, the agent does not fit it, what the configuration
         asks for cannot be computed, or the shards do not fit the devices.
     """
-    env, config = make_env(run.env, run.env_params), run.config
+    env, config = environment_of(run), run.config
     used = first_devices(devices)
     if config.shards % len(used):
         raise RunError(
@@ -175,7 +187,7 @@ def make_agent(run: Run, pretrained: PyTree | None = None, *, devices: int = 1) 
         raise RunError(f"no agent fits {run.env} with this configuration: {first_line(error)}") from error
     if everywhere is not None:
         state = placed(state, mapped.shardings, lead=int(run.seeds > 1))
-    return Agent(
+    return BoundRun(
         env, policy, start, advance, state, metrics, everywhere, jax.vmap(act) if run.seeds > 1 else act
     )
 
@@ -220,7 +232,7 @@ def _of_seeds(init: Callable, step: Callable, seeds: int) -> tuple[Callable, Cal
 def _go(
     folder: pathlib.Path,
     run: Run,
-    agent: Agent,
+    agent: BoundRun,
     reporter: Reporter | None,
     **loop: Unpack[LoopOptions],
 ) -> RunResult:

@@ -27,7 +27,7 @@ from btnn_jax.data import (
 from btnn_jax.data.series import is_volume
 from btnn_jax.encoders import as_image, one_stream
 from btnn_jax.envs.base import Environment
-from btnn_jax.policies import action_distribution
+from btnn_jax.protocol import action_distribution
 from btnn_jax.runs.folder import RunError
 from btnn_jax.runs.sources import make_env
 from btnn_jax.training.config import AutoencoderConfig

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from btnn_jax.envs.base import Environment
 from btnn_jax.runs.folder import CONFIG, Folder, RunError, create_folder, read_settings
 from btnn_jax.training.config import AutoencoderConfig, UnrealConfig
 
@@ -17,12 +18,14 @@ __all__ = ["AutoencoderRun", "Run", "create_run", "is_autoencoder_run", "read_au
 class Run:
     """All that decides a run: the same values give the same run again, on one kind of device."""
 
-    env: str  # a name that `btnn_jax.envs.make` knows
+    env: str  # a name that `btnn_jax.envs.make` knows; of an object, its own name
     config: UnrealConfig
     seed: int = 0
     env_params: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 1  # agents trained side by side in one program, from `seed` on
     pretrained: bool = False  # whether it started from parameters that it was given
+    from_object: bool = False  # whether the environment is an object, which the folder does not keep
+    given: Environment | None = None  # that object
 
     @property
     def title(self) -> str:
@@ -36,16 +39,27 @@ class Run:
         env = f"{self.env} ({params})" if params else self.env
         return f"{env}, {f'UNREAL ({name})' if self.config.replays else name}"
 
+    @property
+    def trades(self) -> bool:
+        """Whether it is evaluated by backtests on held-out time."""
+        return self.env == "trading" and not self.from_object
+
 
 def create_run(folder: Folder, run: Run) -> pathlib.Path:
     """Makes `folder` the folder of `run`; see `create_folder`."""
-    environment = {"name": run.env, "params": dict(run.env_params)}
+    environment: dict[str, Any] = {"name": run.env, "params": dict(run.env_params)}
+    if run.from_object:
+        environment["object"] = True
     settings = {name: getattr(run, name) for name in ("seed", "seeds", "pretrained")}
     return create_folder(folder, {"environment": environment, "config": run.config.to_dict(), **settings})
 
 
-def read_run(folder: Folder) -> Run:
+def read_run(folder: Folder, env: Environment | None = None) -> Run:
     """The run of an agent whose folder this is.
+
+    Args:
+      folder: the run's.
+      env: the environment of a run that was started with an object.
 
     Raises:
       RunError: there is no such folder, or it is not one of an agent's run.
@@ -62,6 +76,8 @@ def read_run(folder: Folder) -> Run:
             seed=settings["seed"],
             seeds=settings["seeds"],
             pretrained=settings["pretrained"],
+            from_object=bool(environment.get("object", False)),
+            given=env,
         )
     except (ValueError, TypeError, KeyError) as error:
         raise RunError(

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from btnn_jax.runs.agent import Agent, make_agent
+from btnn_jax.envs.base import Environment
+from btnn_jax.runs.agent import BoundRun, make_agent
 from btnn_jax.runs.checkpoint import Checkpoints
 from btnn_jax.runs.folder import CHECKPOINTS, EVALUATION, Folder, read_json, write_json
 from btnn_jax.runs.keys import key_of
@@ -40,6 +41,7 @@ def score_run(
     max_steps: int = 10_000,
     best: bool = False,
     keep: bool = True,
+    env: Environment | None = None,
 ) -> dict[str, Score]:
     """Plays the agent, or agents, of one of a run's checkpoints, and writes `evaluation.json` into the folder.
 
@@ -50,6 +52,7 @@ def score_run(
       max_steps: where to cut an episode that does not end.
       best: play the checkpoint with the highest return in training rather than the newest.
       keep: write `evaluation.json`, which pictures show as the run's result.
+      env: the environment, of a run that was started with an object.
 
     Returns:
       The scores of the agent's most likely actions (`greedy`), of its sampled ones (`sampled`), and of
@@ -59,7 +62,7 @@ def score_run(
     Raises:
       RunError: the folder is not a run's, or has no checkpoint that can be read.
     """
-    run = read_run(folder)
+    run = read_run(folder, env)
     agent = make_agent(run)
     with Checkpoints(pathlib.Path(folder) / CHECKPOINTS, create=False) as checkpoints:
         state = checkpoints.restore(agent.state, checkpoints.best() if best else None)
@@ -73,7 +76,7 @@ def score_run(
 
 
 def score(
-    agent: Agent,
+    agent: BoundRun,
     params: PyTree,
     *,
     episodes: int,

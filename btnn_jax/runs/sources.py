@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -12,8 +15,9 @@ from btnn_jax import envs
 from btnn_jax._errors import first_line
 from btnn_jax.envs.base import Environment
 from btnn_jax.runs.folder import RunError
+from btnn_jax.runs.run import Run
 
-__all__ = ["check_written", "lasting_source", "make_env"]
+__all__ = ["check_written", "describe_object", "environment_of", "lasting_source", "make_env"]
 
 
 def make_env(name: str, params: Mapping[str, Any]) -> Environment:
@@ -34,6 +38,42 @@ def make_env(name: str, params: Mapping[str, Any]) -> Environment:
             f"{name} makes no sense of its parameters {dict(params)}: {first_line(error)}"
         ) from error
     return env
+
+
+def environment_of(run: Run) -> Environment:
+    """The environment of a run.
+
+    Raises:
+      RunError: as `make_env`; or the run was started with an object that is missing here.
+    """
+    if run.given is not None:
+        return run.given
+    if run.from_object:
+        raise RunError(
+            f"the environment {run.env!r} of this run was an object: pass it again, as env=..., from Python"
+        )
+    return make_env(run.env, run.env_params)
+
+
+def describe_object(env: Environment) -> tuple[str, dict[str, Any], Environment | None]:
+    """How a run keeps an environment that it is given as an object.
+
+    Returns:
+      `("module:Class", parameters, None)` of a dataclass of plain values that can be imported again, which makes the
+      same environment; of any other its own name, no parameters and the object.
+    """
+    kind = type(env)
+    found: Any = sys.modules.get(kind.__module__)
+    for part in kind.__qualname__.split("."):
+        found = getattr(found, part, None)
+    importable = kind.__module__ != "__main__" and found is kind and "." not in kind.__qualname__
+    if importable and dataclasses.is_dataclass(env):
+        fields = [field for field in dataclasses.fields(env) if field.init]
+        params = {field.name: getattr(env, field.name) for field in fields}
+        with contextlib.suppress(TypeError, ValueError):
+            if json.loads(json.dumps(params, allow_nan=False)) == params:
+                return f"{kind.__module__}:{kind.__qualname__}", params, None
+    return str(getattr(env, "name", kind.__name__)), {}, env
 
 
 def lasting_source(source: Any, names: Collection[str]) -> Any:

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from btnn_jax.envs.trading import TradingEnvironment, TradingState, performance
 from btnn_jax.envs.trading.performance import Performance
-from btnn_jax.policies import AgentInput, UnrealPolicy, action_distribution
+from btnn_jax.protocol import AgentInput, Policy, action_distribution
 
 __all__ = [
     "DRAWS",
@@ -51,7 +51,7 @@ class Account(NamedTuple):
 
 
 def make_backtest(
-    env: TradingEnvironment, policy: UnrealPolicy, *, greedy: bool = True
+    env: TradingEnvironment, policy: Policy, *, greedy: bool = True
 ) -> Callable[[PyTree, jax.Array], Account]:
     """Binds `backtest(params, key) -> Account`, one episode of `env` without noise in the noisy layers.
 
@@ -239,7 +239,7 @@ def trade_draws(
 
 
 def trade_all(
-    env: TradingEnvironment, policy: UnrealPolicy, params: PyTree, key: jax.Array, *, at_once: int = DRAWS
+    env: TradingEnvironment, policy: Policy, params: PyTree, key: jax.Array, *, at_once: int = DRAWS
 ) -> tuple[dict[str, Account], dict[str, Performance]]:
     """What agents and the simple strategies make of one episode.
 

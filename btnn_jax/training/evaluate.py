@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.core import unfreeze
 
 from btnn_jax.envs.base import Environment
-from btnn_jax.policies import AgentInput, UnrealPolicy, action_distribution
+from btnn_jax.protocol import AgentInput, Policy, action_distribution
 
 __all__ = ["Episodes", "make_evaluate", "make_evaluate_random", "play"]
 
@@ -27,7 +27,7 @@ class Episodes(NamedTuple):
 
 
 def make_evaluate(
-    env: Environment, policy: UnrealPolicy, *, num_episodes: int, greedy: bool, max_steps: int = 10_000
+    env: Environment, policy: Policy, *, num_episodes: int, greedy: bool, max_steps: int = 10_000
 ) -> Callable[[PyTree, jax.Array], Episodes]:
     """Binds `evaluate(params, key) -> Episodes`, which plays without noise in the noisy layers.
 

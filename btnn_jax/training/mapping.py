@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from btnn_jax.envs.base import Environment
-from btnn_jax.policies import UnrealPolicy
+from btnn_jax.protocol import Policy
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.objective import Hyperparameters
 from btnn_jax.training.unreal import TrainState, hyperparameters, make_unreal
@@ -32,7 +32,7 @@ class Mapped(NamedTuple):
     init: Callable[..., TrainState]  # (key, hyper=None) -> state
     step: Callable[[TrainState], tuple[TrainState, dict[str, jax.Array]]]
     act: Callable[[TrainState], PyTree]  # the rollouts of one step alone, those of all shards
-    policy: UnrealPolicy
+    policy: Policy
     shardings: TrainState  # where each part of the state lives, a prefix of it
 
 
@@ -55,7 +55,7 @@ def make_mapped(
     env: Environment,
     *,
     devices: Sequence[jax.Device] | None = None,
-    policy: UnrealPolicy | None = None,
+    policy: Policy | None = None,
     pretrained: PyTree | None = None,
 ) -> Mapped:
     """Binds a configuration and an environment as `make_unreal` does, and maps them over `config.shards` shards.

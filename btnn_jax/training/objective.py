@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from btnn_jax import losses, targets
 from btnn_jax.ops import categorical
 from btnn_jax.parameters import frozen_mask, return_scale
-from btnn_jax.policies import AgentInput, PolicyOutput, State, UnrealPolicy
+from btnn_jax.protocol import AgentInput, Policy, PolicyOutput, State
 from btnn_jax.replay import Frames, Replay, ReplayState, Window
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.rollout import Rollout
@@ -62,7 +62,7 @@ class OnPolicy(NamedTuple):
 
 def make_objective(
     config: UnrealConfig,
-    policy: UnrealPolicy,
+    policy: Policy,
     replay: Replay | None,
     axis_name: losses.AxisName | None = None,
 ) -> Callable[..., tuple[Array, Metrics]]:
@@ -84,11 +84,11 @@ def make_objective(
     ) -> tuple[PolicyOutput, State]:
         return policy.apply({"params": params}, inputs, core, rngs={"noise": noise_key})
 
-    def head(params: PyTree, method: Callable, x: PyTree, noise_key: Array) -> PyTree:
+    def head(params: PyTree, method: str, x: PyTree, noise_key: Array) -> PyTree:
         return policy.apply({"params": params}, x, rngs={"noise": noise_key}, method=method)
 
     def scale_of(params: PyTree) -> ArrayLike:
-        return jax.lax.stop_gradient(return_scale(params)) if config.normalize_returns else 1.0
+        return jax.lax.stop_gradient(return_scale(params)) if "return_scale" in params else 1.0
 
     def on_policy(
         params: PyTree, batch: OnPolicy, noise_key: Array, entropy_beta: ArrayLike
@@ -157,7 +157,7 @@ def make_objective(
             loss += hyper.vr_weight * value_loss
             metrics["value_replay_loss"] = value_loss
         if config.pc_weight:
-            q = head(params, UnrealPolicy.pixel_control, output.features, pixel_key)
+            q = head(params, "pixel_control", output.features, pixel_key)
 
             def pixel_returns(head_q: Array) -> Array:
                 best = jnp.max(head_q, axis=-1)
@@ -174,7 +174,7 @@ def make_objective(
         return loss, metrics
 
     def reward_prediction(params: PyTree, frames: Frames, noise_key: Array) -> tuple[Array, Metrics]:
-        logits = head(params, UnrealPolicy.reward_prediction, frames.steps.observation, noise_key)
+        logits = head(params, "reward_prediction", frames.steps.observation, noise_key)
         classes = targets.reward_class(frames.rewards, config.rp_threshold)
         loss, _ = losses.rp_loss(classes, logits, where=frames.where, axis_name=axis_name)
         return loss, {"reward_prediction_loss": loss}
@@ -185,7 +185,7 @@ def make_objective(
             {"params": params},
             batch.rollout.inputs.observation,
             rngs={"sample": sample_key},
-            method=UnrealPolicy.reconstruct,
+            method="reconstruct",
         )
         weights = {"alpha": math.prod(images.shape[-3:]) / 2, "axis_name": axis_name}
         if output.d_kl is None:

@@ -12,7 +12,7 @@ from flax.core import unfreeze
 from btnn_jax.encoders import as_image, image_stream, one_stream
 from btnn_jax.envs.base import Environment
 from btnn_jax.ops.pixel_change import pixel_change_2d_estimator
-from btnn_jax.policies import AgentInput, PolicyOutput, State, UnrealPolicy, action_distribution
+from btnn_jax.protocol import AgentInput, Policy, PolicyOutput, State, action_distribution
 
 __all__ = ["Actors", "Rollout", "make_rollout"]
 
@@ -53,7 +53,7 @@ class Rollout(NamedTuple):
 
 def make_rollout(
     env: Environment,
-    policy: UnrealPolicy,
+    policy: Policy,
     num_envs: int,
     length: int,
     *,

@@ -15,7 +15,8 @@ from flax import struct
 from btnn_jax import losses, targets
 from btnn_jax.envs.base import Environment, check_environment
 from btnn_jax.parameters import frozen_mask, return_scale, update_return_scale, with_pretrained
-from btnn_jax.policies import UnrealPolicy, init_params
+from btnn_jax.policies import init_params
+from btnn_jax.protocol import Policy, check_policy
 from btnn_jax.replay import Replay, ReplayState, make_replay
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.gradients import Learner, make_gradient_step, mean_over_steps
@@ -58,7 +59,7 @@ class TrainStep(NamedTuple):
     init: Callable[..., TrainState]  # (key, hyper=hyperparameters(config)) -> state
     step: Callable[[TrainState], tuple[TrainState, Metrics]]
     act: Callable[[TrainState], PyTree]  # the rollout of one step alone, without learning
-    policy: UnrealPolicy
+    policy: Policy
 
 
 class _Parts(NamedTuple):
@@ -66,7 +67,7 @@ class _Parts(NamedTuple):
 
     config: UnrealConfig
     env: Environment
-    policy: UnrealPolicy
+    policy: Policy
     reset: Callable[..., Actors]
     rollout: Callable[..., tuple[Actors, Rollout, jax.Array]]
     replay: Replay | None
@@ -79,7 +80,7 @@ def make_unreal(
     config: UnrealConfig,
     env: Environment,
     *,
-    policy: UnrealPolicy | None = None,
+    policy: Policy | None = None,
     pretrained: PyTree | None = None,
     axis_name: losses.AxisName | None = None,
 ) -> TrainStep:
@@ -93,7 +94,8 @@ def make_unreal(
     Args:
       config: what to learn and how.
       env: one environment.
-      policy: the agent's network; None takes `make_unreal_policy(config, env)`.
+      policy: the agent's network, see `btnn_jax.protocol.Policy`; None takes `make_unreal_policy(config, env)`. The
+        fields of `config` about the network do not change one that is given.
       pretrained: parameters to start from in place of random ones, a part of the policy's, see
         `btnn_jax.parameters.with_pretrained`; those that `config.frozen` names stay as they are.
       axis_name: axis, or axes, of the mapping around both functions (`vmap`, `pmap`, or `shard_map` with
@@ -110,11 +112,12 @@ def make_unreal(
       autoencoder_loss`. Losses are means over the gradient steps that were made, 0 if all were skipped.
 
     Raises:
-      ValueError: `env` breaks the protocol, its observations do not fit `config`, or the axis has another size than
-        `config.shards`.
+      ValueError: `env` or `policy` breaks its protocol, the observations do not fit `config`, or the axis has another
+        size than `config.shards`.
     """
     check_environment(env)
     policy = policy or make_unreal_policy(config, env)
+    check_policy(policy, pixel_control=config.pc_weight > 0, reward_prediction=config.rp_weight > 0)
     reset, rollout = make_rollout(
         env,
         policy,
@@ -122,7 +125,7 @@ def make_unreal(
         config.rollout_length,
         pc_cell=config.pc_cell if config.pc_weight else None,
         pc_stream=config.pc_stream,
-        discount=config.discount if config.normalize_returns else None,
+        discount=config.discount if getattr(policy, "normalize_returns", False) else None,
     )
     replay = None
     if config.replays:
@@ -184,7 +187,7 @@ def _step(parts: _Parts, state: TrainState) -> tuple[TrainState, Metrics]:
             stored, to_replay(record), record.reward, record.inputs.reset, state.actors.core
         )
     params = state.params
-    if config.normalize_returns:
+    if record.discounted is not None:
         params, ratio = _rescale(params, record, axis_name)
         record = record._replace(value=record.value * ratio, final_value=record.final_value * ratio)
         last_value = last_value * ratio
@@ -213,7 +216,7 @@ def _step(parts: _Parts, state: TrainState) -> tuple[TrainState, Metrics]:
     metrics["explained_variance"] = explained if axis_name is None else jax.lax.pmean(explained, axis_name)
     metrics["skipped"] = total_skipped.astype(jnp.float32)
     metrics["learning_rate"] = jnp.asarray(hyper.learning_rate)
-    if config.normalize_returns:
+    if record.discounted is not None:
         metrics["return_scale"] = return_scale(params)
     if sigmas := _noise_sigmas(params):
         total = jnp.sum(jnp.stack([jnp.sum(jnp.abs(x)) for x in sigmas]))

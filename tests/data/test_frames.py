@@ -41,7 +41,9 @@ def test_a_frame_is_read_as_its_file_is(frame, tmp_path):
 
 def test_a_frame_of_bars_is_one_asset_and_not_five(frame, tmp_path):
     frame.to_csv(tmp_path / "prices.csv")
-    given, read = (envs.make("trading", data=data, episode=64) for data in (frame, str(tmp_path / "prices.csv")))
+    given, read = (
+        envs.make("trading", data=data, episode=64) for data in (frame, str(tmp_path / "prices.csv"))
+    )
     assert given.assets == read.assets == ("price",)
     assert given.action_depths == read.action_depths == 4
     np.testing.assert_array_equal(given.close, read.close)
