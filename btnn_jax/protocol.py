@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import unfreeze
 
+from btnn_jax._errors import first_line
+
 __all__ = [
     "AgentInput",
     "ModulePolicy",
@@ -145,8 +147,20 @@ class ModulePolicy(nn.Module):
             self.value_gain = self.param("value_gain", nn.initializers.ones, (), jnp.float32)
 
     def initial_state(self, batch_size: int) -> State:
-        """That of the network, `()` where it has none."""
-        return self.network.initial_state(batch_size) if hasattr(self.network, "initial_state") else ()
+        """That of the network, `()` where it has none.
+
+        Raises:
+          ValueError: the network's method uses a submodule that `setup` makes, which exists only inside of `apply`.
+        """
+        if not hasattr(self.network, "initial_state"):
+            return ()
+        try:
+            return self.network.initial_state(batch_size)
+        except AttributeError as error:
+            raise ValueError(
+                f"initial_state of {type(self.network).__name__} is called outside of apply ({first_line(error)}): "
+                "make the core anew in it, as in LSTMNetwork((64,)).initial_state(batch_size)"
+            ) from error
 
     def __call__(
         self, inputs: AgentInput, state: State, *, deterministic: bool = False

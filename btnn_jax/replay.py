@@ -38,8 +38,9 @@ class Window(NamedTuple):
 
     `where` is one run of steps, which begins with the window or after burn-in, and ends with the window, the
     episode or the newest stored step; it is empty if that comes before the end of burn-in. The run's last
-    step is there to bootstrap from, unless the episode terminated with it: learn from step t if `where[t] &
-    (where[t + 1] | terminated[t])`. What comes after the run is stored data too, but not a continuation.
+    step is there to bootstrap from, unless the episode terminated with it: learn from step t where `where[t] &
+    (terminated[t] | (~truncated[t] & where[t + 1]))`, which is what `targets.window_mask` computes. Steps after the run
+    are stored data too, but not a continuation of it.
 
     Attributes:
         steps: `[burn_in + L + 1, N, ...]`, what was added.

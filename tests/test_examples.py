@@ -80,3 +80,13 @@ def test_two_processes_learn_together():
     both = [start("processes", f"localhost:{port}", index, 2) for index in range(2)]
     first, second = (number("of 2 devices, return", output(process)) for process in both)
     assert first == second > 0.8
+
+
+@pytest.mark.slow
+def test_a_loop_of_ones_own_learns_with_memory():
+    assert number("ppo_loop: return", output(start("ppo_loop"))) > 150
+
+
+@pytest.mark.slow
+def test_pixel_control_learns_what_actions_change():
+    assert number("then", output(start("pixel_control"))) < 0.1

@@ -17,8 +17,8 @@ from btnn_jax.training.evaluate import make_evaluate
 from btnn_jax.training.unreal import make_unreal
 
 CONFIG = UnrealConfig(
-    num_envs=16, rollout_length=8, total_steps=128 * 60, epochs=2, minibatches=2, pc_weight=0, rp_weight=0,
-    replay_length=32, replay_batch=4, learning_rate=0.02,
+    num_envs=16, rollout_length=8, total_steps=128 * 100, epochs=2, minibatches=2, pc_weight=0, rp_weight=0,
+    replay_length=32, replay_batch=4, learning_rate=0.01, entropy_beta=0.01,
 )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ class Remembering(nn.Module):
         self.memory, self.heads = LSTMNetwork((16,)), Plain(self.actions)
 
     def initial_state(self, batch_size):
-        return self.memory.initial_state(batch_size)
+        return LSTMNetwork((16,)).initial_state(batch_size)
 
     def __call__(self, observation, state, resets):
         x, state = self.memory(observation, state, resets=resets)
@@ -51,11 +51,23 @@ def test_a_module_of_ones_own_learns(network, name):
     policy = ModulePolicy(network(env.action_depths), env.action_depths)
     init, step, *_ = make_unreal(CONFIG, env, policy=policy)
     state, step = jax.jit(init)(jax.random.key(0)), jax.jit(step)
-    for _ in range(60):
+    for _ in range(100):
         state, metrics = step(state)
     assert metrics["skipped"] == 0
     evaluate = jax.jit(make_evaluate(env, policy, num_episodes=64, greedy=True))
     assert evaluate(state.params, jax.random.key(1)).returns.mean() > 0.9
+
+
+class Forgetful(Remembering):
+    def initial_state(self, batch_size):
+        return self.memory.initial_state(batch_size)
+
+
+def test_a_state_of_a_submodule_that_is_not_there_yet_says_what_to_do():
+    with pytest.raises(
+        ValueError, match=r"initial_state of Forgetful is called outside of apply.*make the core anew"
+    ):
+        ModulePolicy(Forgetful(2), 2).initial_state(4)
 
 
 def test_a_new_scale_changes_no_value_of_an_own_module():
@@ -83,7 +95,7 @@ class Nothing:
         (
             Nothing(),
             {},
-            "the policy Nothing has no init_heads, apply, lazy_init; see btnn_jax.protocol.Policy",
+            "the policy Nothing has no __call__, init_heads, apply, lazy_init; see btnn_jax.protocol.Policy",
         ),
         (object(), {}, "the policy object has no action_depths, initial_state"),
         (
