@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from btnn_jax import (
         ae,
+        cores,
         data,
         encoders,
         envs,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 _SUBMODULES = (
     "ae",
+    "cores",
     "data",
     "encoders",
     "envs",
@@ -93,6 +95,7 @@ __all__ = [
     "UnrealConfig",
     "UnrealPolicy",
     "ae",
+    "cores",
     "data",
     "encoders",
     "envs",

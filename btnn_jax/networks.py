@@ -34,6 +34,7 @@ __all__ = [
     "LSTMNetwork",
     "LayerNorm",
     "MakeLayer",
+    "orthogonal_gates",
     "pc_inner_shape",
     "pixel_change_2d_estimator",
     "pixel_change_shape",
@@ -157,8 +158,8 @@ class Conv1DNetwork(nn.Module):
         return x
 
 
-def _orthogonal_gates(key: Array, shape: tuple[int, int], dtype: Dtype) -> Array:
-    """One orthogonal matrix per gate, side by side `[H, 4 * H]`, made in float32: QR knows no bfloat16.
+def orthogonal_gates(key: Array, shape: tuple[int, int], dtype: Dtype) -> Array:
+    """One orthogonal matrix per gate, side by side `[H, gates * H]`, made in float32: QR knows no bfloat16.
 
     `vmap` over it goes from one matrix to the next: two batched QR factorizations at once can block XLA's threads on a
     CPU of two cores for ever (jaxlib 0.10).
@@ -168,7 +169,9 @@ def _orthogonal_gates(key: Array, shape: tuple[int, int], dtype: Dtype) -> Array
     def gate(key: Array) -> Array:
         return nn.initializers.orthogonal()(key, (shape[0], shape[0]), jnp.float32)
 
-    return jnp.concatenate([gate(k) for k in jax.random.split(key, 4)], axis=1).astype(dtype)
+    return jnp.concatenate([gate(k) for k in jax.random.split(key, shape[1] // shape[0])], axis=1).astype(
+        dtype
+    )
 
 
 class _LSTMLayer(nn.Module):
@@ -183,7 +186,7 @@ class _LSTMLayer(nn.Module):
     ) -> tuple[Array, LSTMState]:
         columns, init = 4 * self.size, nn.initializers
         kernel_x = self.param("kernel_x", init.glorot_uniform(), (x.shape[-1], columns), self.param_dtype)
-        kernel_h = self.param("kernel_h", _orthogonal_gates, (self.size, columns), self.param_dtype)
+        kernel_h = self.param("kernel_h", orthogonal_gates, (self.size, columns), self.param_dtype)
         bias = self.param("bias", init.zeros, (columns,), self.param_dtype)
         x, kernel_x, kernel_h, bias = nn.dtypes.promote_dtype(x, kernel_x, kernel_h, bias, dtype=self.dtype)
         return lstm(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax.core import unfreeze
 
 from btnn_jax.ae import AutoencoderOutput
+from btnn_jax.cores import make_core
 from btnn_jax.encoders import ObservationEncoder, as_image, check_shared, image_stream, one_stream
 from btnn_jax.layers import Conv2D, Linear, NoisyLinear
 from btnn_jax.networks import (
@@ -18,7 +19,6 @@ from btnn_jax.networks import (
     DenseAACNetwork,
     DenseRPNetwork,
     DuellingPCNetwork,
-    LSTMNetwork,
     pc_inner_shape,
 )
 from btnn_jax.ops.categorical import matching_leaves, one_hot
@@ -48,8 +48,7 @@ class UnrealPolicy(nn.Module):
     Attributes:
       action_depths: number of actions, or a (nested) dict of them.
       encoder: observation -> features `[..., D]`.
-      core: None, or a module with `__call__(x [T, B, D], state, *, resets, deterministic) -> (y, state)` and
-        `initial_state(batch_size)`; it gets the features, the last action (one-hot) and the last reward.
+      core: None, or a `btnn_jax.cores.Core`; it gets the features, the last action (one-hot) and the last reward.
       linear: the dense layer of the actor-critic head, `NoisyLinear` (stream `noise`) or `Linear`.
       logits_norm: see `DenseAACNetwork`.
       pc_head: features -> `[..., h, w, A]`, usually a `DuellingPCNetwork`; None for no pixel control.
@@ -85,7 +84,7 @@ class UnrealPolicy(nn.Module):
         )
 
     def initial_state(self, batch_size: int) -> State:
-        """The recurrent state before any step: zeros `[B, H]` a layer, or `()` without a core."""
+        """The recurrent state before any step: the core's, or `()` without a core."""
         return () if self.core is None else self.core.initial_state(batch_size)
 
     def __call__(
@@ -172,7 +171,7 @@ class UnrealPolicy(nn.Module):
 
 
 class StackedLSTMPolicy(UnrealPolicy, kw_only=True):  # type: ignore[call-arg]
-    """An actor-critic with two LSTMs: the first follows the world, the second the agent in it.
+    """An actor-critic with two cores, LSTMs in the paper: the first follows the world, the second the agent in it.
 
         x = first([external, last reward])
         features = core([external, internal, further streams, x, last action, last reward])
@@ -182,15 +181,15 @@ class StackedLSTMPolicy(UnrealPolicy, kw_only=True):  # type: ignore[call-arg]
     itself; each is encoded and there may be more. All else is as in `UnrealPolicy`, and its heads see the features.
 
     Attributes:
-      first: the first LSTM, an `LSTMNetwork`.
+      first: the first core.
       core: the second one.
-      trunk: size of a dense layer (ELU) between the LSTMs and the actor-critic head; 0 for none.
+      trunk: size of a dense layer (ELU) between the cores and the actor-critic head; 0 for none.
       heads: what logits and value are made of: "shared", of the features, in the paper; "separate", of the features,
-        with a trunk each; "split", as in BTGym, the logits of the first LSTM and the value of the features.
+        with a trunk each; "split", as in BTGym, the logits of the first core and the value of the features.
     """
 
     encoder: ObservationEncoder
-    first: LSTMNetwork
+    first: nn.Module
     core: nn.Module
     trunk: int = 0
     heads: str = "shared"
@@ -209,7 +208,7 @@ class StackedLSTMPolicy(UnrealPolicy, kw_only=True):  # type: ignore[call-arg]
             ]
 
     def initial_state(self, batch_size: int) -> State:
-        """The recurrent state before any step: zeros `[B, H]`, those of the first LSTM and then of the second."""
+        """The recurrent state before any step: that of the first core and then of the second."""
         return (*self.first.initial_state(batch_size), *self.core.initial_state(batch_size))
 
     def __call__(
@@ -224,7 +223,7 @@ class StackedLSTMPolicy(UnrealPolicy, kw_only=True):  # type: ignore[call-arg]
         streams = self.encoder.streams(inputs.observation)
         action, reward = self._feedback(inputs, streams["external"].dtype)
         how: dict[str, Any] = {"resets": inputs.reset, "deterministic": deterministic}
-        layers = len(self.first.layers)
+        layers = len(self.first.initial_state(1))
         world = jnp.concatenate([streams["external"], reward], axis=-1)
         x, first_state = self.first(world, state[:layers], **how)
         agent = jnp.concatenate([*streams.values(), x, action, reward], axis=-1)
@@ -302,6 +301,9 @@ def make_policy(
     stride: int | None = None,
     hidden: tuple[int, ...] = (256,),
     lstm: tuple[int, ...] = (256,),
+    core: str = "lstm",
+    core_size: tuple[int, ...] | None = None,
+    core_memory: int = 64,
     noisy: bool = True,
     logits_norm: str | None = None,
     pixel_control: bool = True,
@@ -329,8 +331,12 @@ def make_policy(
       filter_size: see `ObservationEncoder`.
       stride: see `ObservationEncoder`.
       hidden: see `ObservationEncoder`.
-      lstm: sizes of the recurrent layers; `()` for an agent without memory. Of stacked LSTMs that of the first and
-        that of the second, or one for both.
+      lstm: sizes of an LSTM's layers; `()` for an agent without memory.
+      core: the agent's memory, see `btnn_jax.cores.make_core`. A stacked-LSTM policy takes two names joined by `+`,
+        of the first and the second core, or one for both.
+      core_size: sizes of the core's layers; None takes those of `lstm`. A stacked-LSTM policy takes one size for the
+        first core and one for the second, or one for both.
+      core_memory: number of steps that a GTrXL looks back.
       noisy: heads of `NoisyLinear` rather than `Linear`.
       logits_norm: see `DenseAACNetwork`.
       pixel_control: whether there is a pixel-control head. Its deconvolution has a filter of 4, of 3 along an axis
@@ -357,10 +363,14 @@ def make_policy(
     if kind not in ("unreal", "stacked_lstm"):
         raise ValueError(f"kind must be 'unreal' or 'stacked_lstm', got {kind!r}")
     _check_streams(observation)
+    sizes, names = lstm if core_size is None else core_size, core.split("+")
     if kind == "stacked_lstm":
         _check_stacked(observation)
-        if len(lstm) not in (1, 2):
-            raise ValueError(f"stacked LSTMs need one or two sizes, got lstm={lstm}")
+        if len(sizes) not in (1, 2):
+            name = "lstm" if core_size is None else "core_size"
+            raise ValueError(f"stacked LSTMs need one or two sizes, got {name}={sizes}")
+        if len(names) > 2:
+            raise ValueError(f"stacked LSTMs have two cores, got core={core!r}")
     linear = NoisyLinear if noisy else Linear
     types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
     if autoencoder is not None:
@@ -397,12 +407,16 @@ def make_policy(
         "normalize_returns": normalize_returns,
         **types,
     }
+    memory: dict[str, Any] = {"memory": core_memory, **types}
     if kind == "unreal":
-        return UnrealPolicy(action_depths, core=LSTMNetwork(lstm, **types) if lstm else None, **parts)
+        without = core == "lstm" and not sizes
+        return UnrealPolicy(
+            action_depths, core=None if without else make_core(core, sizes, **memory), **parts
+        )
     return StackedLSTMPolicy(
         action_depths,
-        first=LSTMNetwork(lstm[:1], **types),
-        core=LSTMNetwork(lstm[-1:], **types),
+        first=make_core(names[0], sizes[:1], **memory),
+        core=make_core(names[-1], sizes[-1:], **memory),
         trunk=trunk,
         heads=heads,
         **parts,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from btnn_jax.cores import GRUNetwork
 from btnn_jax.layers import NoisyLinear
 from btnn_jax.ops import categorical
 from btnn_jax.ops.pixel_change import pixel_change_2d_estimator, pixel_change_shape
@@ -102,9 +103,20 @@ def test_outputs_have_the_structure_of_the_spaces(observation, depths):
     assert logits.shape == (3, 3)
 
 
-@pytest.mark.parametrize("kind", ["unreal", "stacked_lstm"])
-def test_step_by_step_equals_all_at_once(kind):
-    policy, params = small(STREAMS, kind=kind, pixel_control=False, reward_prediction=False)
+KINDS = [
+    ("unreal", "lstm"),
+    ("stacked_lstm", "lstm"),
+    ("unreal", "lru+gtrxl"),
+    ("stacked_lstm", "gtrxl+gru"),
+    ("stacked_lstm", "lru"),
+]
+
+
+@pytest.mark.parametrize(("kind", "core"), KINDS)
+def test_step_by_step_equals_all_at_once(kind, core):
+    policy, params = small(
+        STREAMS, kind=kind, core=core, core_memory=3, pixel_control=False, reward_prediction=False
+    )
     inputs, apply = make_inputs(STREAMS, 4), means(policy)
     whole, last = apply({"params": params}, inputs, policy.initial_state(3))
     core, values = policy.initial_state(3), []
@@ -116,9 +128,11 @@ def test_step_by_step_equals_all_at_once(kind):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), last, core)
 
 
-@pytest.mark.parametrize("kind", ["unreal", "stacked_lstm"])
-def test_an_episodes_first_step_sees_nothing_of_the_one_before(kind):
-    policy, params = small(STREAMS, kind=kind, pixel_control=False, reward_prediction=False)
+@pytest.mark.parametrize(("kind", "core"), KINDS)
+def test_an_episodes_first_step_sees_nothing_of_the_one_before(kind, core):
+    policy, params = small(
+        STREAMS, kind=kind, core=core, core_memory=3, pixel_control=False, reward_prediction=False
+    )
     inputs, apply = make_inputs(STREAMS, 4), means(policy)
     inputs = inputs._replace(reset=jnp.zeros((5, 3), bool).at[2].set(True))
 
@@ -315,6 +329,22 @@ def test_stacked_lstms_learn_with_all_their_parameters(heads, trunk, lstm):
     assert without == []
 
 
+def test_stacked_policies_take_any_two_cores():
+    policy = make_policy(
+        4,
+        STREAMS,
+        kind="stacked_lstm",
+        core="lru+gtrxl",
+        core_size=(4, 8),
+        core_memory=2,
+        pixel_control=False,
+    )
+    assert [type(core).__name__ for core in (policy.first, policy.core)] == ["LRUNetwork", "GTrXLNetwork"]
+    assert [core.layers for core in (policy.first, policy.core)] == [(4,), (8,)]
+    same = make_policy(4, STREAMS, kind="stacked_lstm", core="gru", core_size=(8,), pixel_control=False)
+    assert same.first == same.core == GRUNetwork((8,))
+
+
 def test_split_heads_take_the_logits_of_the_first_lstm():
     policy, params = small(
         STREAMS, kind="stacked_lstm", heads="split", pixel_control=False, reward_prediction=False
@@ -339,6 +369,8 @@ def test_what_stacked_lstms_cannot_be_is_said():
     for fields, message in (
         ({"kind": "stacked"}, "kind must be 'unreal' or 'stacked_lstm', got 'stacked'"),
         ({"lstm": ()}, r"one or two sizes, got lstm=\(\)"),
+        ({"core_size": (1, 2, 3)}, r"one or two sizes, got core_size=\(1, 2, 3\)"),
+        ({"core": "gru+gru+lru"}, r"two cores, got core='gru\+gru\+lru'"),
         ({"heads": "two"}, "heads must be .*, got 'two'"),
         ({"heads": "separate"}, "size of their trunks, got trunk=0"),
         (

@@ -8,10 +8,12 @@ from btnn_jax.training.fields import Config, option
 
 __all__ = [
     "ALGORITHMS",
+    "CORES",
     "KINDS",
     "PADS",
     "POLICIES",
     "PRECISIONS",
+    "REPLAY_STATES",
     "RESIZE_METHODS",
     "SCHEDULES",
     "AutoencoderConfig",
@@ -22,6 +24,8 @@ __all__ = [
 
 ALGORITHMS = ("a2c", "ppo")
 POLICIES = ("unreal", "stacked_lstm")
+CORES = ("lstm", "gru", "mingru", "lru", "gtrxl")
+REPLAY_STATES = ("stored", "zero")
 SCHEDULES = ("constant", "linear", "cosine")
 PRECISIONS = ("float32", "bfloat16")
 KINDS = ("conv2d", "channel_wise", "beta_vae")
@@ -102,11 +106,16 @@ class UnrealConfig(Config):
     replay_burn_in: int = option(
         0, "steps that only refresh the recurrent state of a replayed sequence", at_least=0
     )
+    replay_state: str = option(
+        "stored",
+        "recurrent state at the start of a replayed sequence: stored with the rollout, or zero, which stores none",
+        choices=REPLAY_STATES,
+    )
     rp_batch: int = option(32, "frame stacks per gradient step, half of them with a reward", at_least=1)
 
     policy: str = option(
         "unreal",
-        "stacked_lstm has two LSTMs, for observation streams external and internal",
+        "stacked_lstm has two cores, for observation streams external and internal",
         topic="network",
         choices=POLICIES,
     )
@@ -114,8 +123,13 @@ class UnrealConfig(Config):
         None, "channels of each convolution; none chooses by the observation's size", at_least=1
     )
     hidden: tuple[int, ...] = option((128,), "sizes of the dense layers after the convolutions", at_least=1)
+    core: str = option("lstm", f"the agent's memory: one of {', '.join(CORES)}, or several joined by +")
+    core_size: tuple[int, ...] | None = option(
+        None, "sizes of the core's layers; none takes those of lstm", at_least=1
+    )
+    core_memory: int = option(64, "steps that gtrxl looks back", at_least=1)
     lstm: tuple[int, ...] = option(
-        (128,), "sizes of the recurrent layers; none for an agent without memory", at_least=1
+        (128,), "sizes of an LSTM's layers; none for an agent without memory", at_least=1
     )
     noisy: bool = option(True, "NoisyNet heads, which explore by noise in their weights")
     precision: str = option(
@@ -145,6 +159,7 @@ class UnrealConfig(Config):
         super().__post_init__()
         self._check("num_filters", self.num_filters != (), "None or at least one size")
         self._check("ae_layers", self.ae_layers != (), "None or at least one layer")
+        self._check_core()
         self._check(
             "ae_weight", self.ae_weight == 0 or self.autoencoder is not None, "0 without an autoencoder"
         )
@@ -175,6 +190,22 @@ class UnrealConfig(Config):
                 self.rp_frames <= self.replay_length,
                 f"at most replay_length={self.replay_length}",
             )
+
+    def _check_core(self) -> None:
+        names, sizes = self.core.split("+"), "lstm" if self.core_size is None else "core_size"
+        known = all(name in CORES for name in names)
+        self._check("core", known, f"one of {', '.join(CORES)}, or several joined by '+'")
+        self._check("core_size", self.core_size != (), "None or at least one size")
+        if self.core != "lstm":
+            self._check(sizes, self.core_sizes != (), f"at least one size for core {self.core!r}")
+        if len(names) > 1:
+            fits = len(self.core_sizes) in (1, len(names))
+            self._check(sizes, fits, f"one size, or {len(names)} for core {self.core!r}")
+
+    @property
+    def core_sizes(self) -> tuple[int, ...]:
+        """Sizes of the core's layers; `()` for an agent without memory."""
+        return self.lstm if self.core_size is None else self.core_size
 
     @property
     def replays(self) -> bool:

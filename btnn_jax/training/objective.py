@@ -122,8 +122,10 @@ def make_objective(
         first = jax.tree.map(lambda x: x[:burn_in], inputs)
         rest = jax.tree.map(lambda x: x[burn_in:], inputs)
         before, core = apply(params, first, core, jax.random.clone(noise_key))
-        exact = inputs.reset[0][:, None]  # the window starts with its episode and learns from all of it
-        core = jax.tree.map(lambda x: jnp.where(exact, x, jax.lax.stop_gradient(x)), core)
+        exact = inputs.reset[0]  # the window starts with its episode and learns from all of it
+        core = jax.tree.map(
+            lambda x: jnp.where(exact.reshape(-1, *[1] * (x.ndim - 1)), x, jax.lax.stop_gradient(x)), core
+        )
         after, _ = apply(params, rest, core, noise_key)
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), before, after)
 
@@ -134,7 +136,8 @@ def make_objective(
         pass_key, pixel_key = jax.random.split(noise_key)
         steps = window.steps
         inputs = AgentInput(steps.observation, steps.last_action, steps.last_reward, window.resets)
-        output = apply_with_burn_in(params, inputs, window.core, pass_key)
+        first = window.core if config.replay_state == "stored" else policy.initial_state(config.replay_batch)
+        output = apply_with_burn_in(params, inputs, first, pass_key)
         # A truncated step is the last of its window, so the mask alone says where returns are cut.
         learn, cut = targets.window_mask(window.where, steps.terminated, jnp.zeros_like(steps.terminated))
         loss = jnp.zeros(())

@@ -163,7 +163,7 @@ def _init(
     if parts.replay is not None:
         record = jax.eval_shape(parts.rollout, params, actors, learner_key)[1]
         first = jax.eval_shape(lambda record: jax.tree.map(lambda x: x[0], to_replay(record)), record)
-        stored = parts.replay.init(first, actors.core)
+        stored = parts.replay.init(first, _stored_state(config, actors))
     return TrainState(
         params=params,
         opt_state=parts.optimizer.init(params),
@@ -176,6 +176,11 @@ def _init(
     )
 
 
+def _stored_state(config: UnrealConfig, actors: Actors) -> PyTree:
+    """The recurrent state that the replay stores: the whole of it or nothing."""
+    return actors.core if config.replay_state == "stored" else ()
+
+
 def _step(parts: _Parts, state: TrainState) -> tuple[TrainState, Metrics]:
     config, axis_name = parts.config, parts.axis_name
     _check_shards(config, axis_name)
@@ -183,9 +188,8 @@ def _step(parts: _Parts, state: TrainState) -> tuple[TrainState, Metrics]:
     actors, record, last_value = parts.rollout(state.params, state.actors, noise_key)
     stored = state.replay
     if parts.replay is not None and stored is not None:
-        stored = parts.replay.add(
-            stored, to_replay(record), record.reward, record.inputs.reset, state.actors.core
-        )
+        before = _stored_state(config, state.actors)
+        stored = parts.replay.add(stored, to_replay(record), record.reward, record.inputs.reset, before)
     params = state.params
     if record.discounted is not None:
         params, ratio = _rescale(params, record, axis_name)

@@ -54,6 +54,12 @@ def test_an_option_takes_its_own_default(command, field):
         ("--lstm 128,64", "lstm", (128, 64)),
         ("--lstm none", "lstm", ()),
         ("--lstm None", "lstm", ()),
+        ("--core gtrxl", "core", "gtrxl"),
+        ("--core lru+gru", "core", "lru+gru"),
+        ("--core-size 64,32", "core_size", (64, 32)),
+        ("--core-size none", "core_size", None),
+        ("--core-memory 8", "core_memory", 8),
+        ("--replay-state zero", "replay_state", "zero"),
         ("--num-filters 8,16", "num_filters", (8, 16)),
         ("--num-filters none", "num_filters", None),
         ("--pc-cell 4,2", "pc_cell", (4, 2)),
@@ -117,6 +123,7 @@ def test_help_shows_every_default(capsys):
     for option, default in [
         ("--steps N", str(UnrealConfig().total_steps)),
         ("--lstm N,N", "128"),
+        ("--core NAME", "lstm"),
         ("--noisy, --no-noisy", "yes"),
         ("--pc-stream NAME", "none"),
     ]:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from btnn_jax import envs
-from btnn_jax.training.config import AutoencoderConfig, UnrealConfig
+from btnn_jax.cores import NETWORKS
+from btnn_jax.training.config import CORES, AutoencoderConfig, UnrealConfig
 from btnn_jax.training.unreal import make_unreal
 
 
@@ -34,6 +35,20 @@ from btnn_jax.training.unreal import make_unreal
         ({"replay_length": 64, "replay_burn_in": 8}, "replay_length must be at least .* = 72, got 64"),
         ({"replay_burn_in": 32}, "replay_burn_in must be at least 0 and below rollout_length=32, got 32"),
         ({"rp_frames": 513}, "rp_frames must be at most replay_length=512, got 513"),
+        (
+            {"core": "gur"},
+            r"core must be one of lstm, gru, mingru, lru, gtrxl, or several joined by '\+', got 'gur'",
+        ),
+        ({"core": "gru+"}, r"core must be one of .*, got 'gru\+'"),
+        ({"core_size": ()}, r"core_size must be None or at least one size, got \(\)"),
+        ({"core": "gru", "core_size": (0,)}, r"core_size must be sizes of at least 1, got \(0,\)"),
+        ({"core": "gru", "lstm": ()}, r"lstm must be at least one size for core 'gru', got \(\)"),
+        (
+            {"core": "gru+lru", "core_size": (1, 2, 3)},
+            r"core_size must be one size, or 2 for core 'gru\+lru', got \(1, 2, 3\)",
+        ),
+        ({"core_memory": 0}, "core_memory must be at least 1, got 0"),
+        ({"replay_state": "old"}, "replay_state must be one of stored, zero, got 'old'"),
     ],
 )
 def test_a_bad_value_is_named(fields, message):
@@ -55,6 +70,26 @@ def test_it_survives_json():
         UnrealConfig.from_dict({**fields, "speed": 1})
     layers = AutoencoderConfig(layer_config=((4, (3, 1), (2, 1)),))
     assert AutoencoderConfig.from_dict(json.loads(json.dumps(layers.to_dict()))) == layers
+
+
+def test_the_cores_are_those_that_there_are():
+    assert tuple(NETWORKS) == CORES
+
+
+@pytest.mark.parametrize(
+    ("fields", "sizes"),
+    [
+        ({}, (128,)),
+        ({"lstm": (64, 32)}, (64, 32)),
+        ({"lstm": ()}, ()),
+        ({"core_size": (16,)}, (16,)),
+        ({"core": "gru"}, (128,)),
+        ({"core": "gru", "lstm": (), "core_size": (8, 4)}, (8, 4)),
+        ({"core": "lru+gru", "core_size": (8, 4)}, (8, 4)),
+    ],
+)
+def test_sizes_of_the_core(fields, sizes):
+    assert UnrealConfig(**fields).core_sizes == sizes
 
 
 def test_sizes_of_a_run():
