@@ -42,7 +42,9 @@ def number(pattern, text):
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_is_short(path):
-    assert len(path.read_text().splitlines()) < 60
+    assert (
+        sum(bool(line.strip()) for line in path.read_text().splitlines()) < 60
+    )  # blank lines are the formatter's
 
 
 @pytest.mark.slow
