@@ -20,7 +20,7 @@ from jax import Array
 from btnn_jax.kernel_monitor import KernelMonitor
 from btnn_jax.layers import Conv2D, LayerNorm, Linear
 from btnn_jax.ops.convolution import conv2d
-from btnn_jax.ops.resize import resize2d, resize_conv2d, taps_come_first
+from btnn_jax.ops.resize import fused_is_cheaper, resize2d, resize_conv2d
 
 __all__ = [
     "AutoencoderOutput",
@@ -42,7 +42,7 @@ _CONFIG: LayerConfig = ((32, (3, 1), (2, 1)),) * 3
 
 
 class AutoencoderOutput(NamedTuple):
-    """What an autoencoder answers. A channel-wise one has another axis, of channels, first in every layer."""
+    """The output of an autoencoder. A channel-wise one has a further axis, of channels, first in every layer."""
 
     encoder_layers: tuple[Array, ...]  # outer to inner, each [N..., h, w, filters]
     z: Array  # [N..., latent], what the decoder starts from
@@ -199,7 +199,7 @@ class _ResizeConv2D(nn.Module):
         kernel = self.param("kernel", init.glorot_uniform(), kernel_shape, self.param_dtype)
         bias = self.param("bias", init.zeros, (self.num_filters,), self.param_dtype)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        if taps_come_first(x.shape, kernel.shape, shape):
+        if fused_is_cheaper(x.shape, kernel.shape, shape):
             y = resize_conv2d(x, kernel, shape, self.resize_method, self.pad)
         else:
             lost = (0, 0) if self.pad == "SAME" else [size - 1 for size in self.filter_size]
@@ -419,7 +419,7 @@ def kl_to_standard_normal(mean: Array, log_variance: Array) -> Array:
 
 
 def latent_traversal(model: BetaVAEConv2D, variables: Any, x: Array, latent: int, values: Array) -> Array:
-    """What images become as one of their latent variables moves and the others keep their posterior mean.
+    """Decodes images while one latent variable moves and the others keep their posterior mean.
 
     Args:
       model: the variational autoencoder.

@@ -27,7 +27,7 @@ class ObservationEncoder(nn.Module):
     streams' features are concatenated in the order of their names. uint8 is read as pixels and divided by 255.
 
     Attributes:
-      shape_ranks: rank of each stream without leading axes, an int or a dict of ints like the observation.
+      stream_ndims: rank of each stream without leading axes, an int or a dict of ints like the observation.
       num_filters: filters of the convolution stack; None takes (32, 32, 64, 64) with stride 2 and SAME padding for
         images and signals longer than 20, and (16, 32) with stride 1 for smaller ones; () is no convolution. The
         padding of smaller ones is VALID, or SAME where VALID would leave nothing of a side.
@@ -43,7 +43,7 @@ class ObservationEncoder(nn.Module):
       param_dtype: type of the parameters.
     """
 
-    shape_ranks: Any
+    stream_ndims: Any
     num_filters: tuple[int, ...] | None = None
     filter_size: int = 3
     stride: int | None = None
@@ -64,26 +64,26 @@ class ObservationEncoder(nn.Module):
         """The features of each stream, `[..., D]`, in the order of their names; of the only one, as `stream`.
 
         Raises:
-          ValueError: the streams are not those of `shape_ranks`, those that share weights differ in shape, or it is
+          ValueError: the streams are not those of `stream_ndims`, those that share weights differ in shape, or it is
             not said which the autoencoder encodes.
         """
-        if not isinstance(self.shape_ranks, Mapping):
-            return {"stream": self._stream("stream", observation, self.shape_ranks)}
-        if set(self.shape_ranks) != set(observation):
+        if not isinstance(self.stream_ndims, Mapping):
+            return {"stream": self._stream("stream", observation, self.stream_ndims)}
+        if set(self.stream_ndims) != set(observation):
             raise ValueError(
-                f"expected observation streams {sorted(self.shape_ranks)}, got {sorted(observation)}"
+                f"expected observation streams {sorted(self.stream_ndims)}, got {sorted(observation)}"
             )
         if self.autoencoder is not None:
-            images = {name: rank for name, rank in self.shape_ranks.items() if rank >= 2}
+            images = {name: rank for name, rank in self.stream_ndims.items() if rank >= 2}
             one_stream(images, self.ae_stream)  # checks
         features = {}
         if self.shared:
             stacked = jnp.stack([observation[name] for name in check_shared(observation, self.shared)])
-            encoded = self._stream("shared", stacked, self.shape_ranks[self.shared[0]])
+            encoded = self._stream("shared", stacked, self.stream_ndims[self.shared[0]])
             features = dict(zip(self.shared, encoded, strict=True))
         return {
             name: features[name] if name in features else self._stream(name, observation[name], rank)
-            for name, rank in sorted(self.shape_ranks.items())
+            for name, rank in sorted(self.stream_ndims.items())
         }
 
     def _stream(self, name: str, x: jax.Array, rank: int) -> jax.Array:
@@ -110,7 +110,7 @@ class ObservationEncoder(nn.Module):
         """
         if self.autoencoder is None:
             raise ValueError("this encoder has no autoencoder: give it one")
-        images, rank = one_stream(observation, self.ae_stream), one_stream(self.shape_ranks, self.ae_stream)
+        images, rank = one_stream(observation, self.ae_stream), one_stream(self.stream_ndims, self.ae_stream)
         shape = images.shape[images.ndim - rank :]
         images = images.reshape(*images.shape[: images.ndim - rank], *as_image(shape))
         return images, self.autoencoder(images)
@@ -147,7 +147,7 @@ class ObservationEncoder(nn.Module):
 
 
 def _left(side: int, filter_size: int, stride: int, layers: int) -> int:
-    """What so many VALID convolutions leave of a side; 0 or less for nothing."""
+    """The size of a side after `layers` VALID convolutions; 0 or less if nothing is left."""
     for _ in range(layers):
         side = (side - filter_size) // stride + 1
     return side

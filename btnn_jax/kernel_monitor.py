@@ -1,4 +1,4 @@
-"""What the kernels of a convolution layer look for: inputs that excite each of them most."""
+"""Inputs that excite each kernel of a convolution layer most, by gradient ascent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class KernelMonitor:
 
     Args:
       layer_fn: maps `[B, *input_shape]` to the layer's output `[B, h, w, C]`, each input by itself.
-      input_shape: of one input, `(H, W, C)`, or `(T, 1, C)` for a signal.
+      input_shape: shape of one input, `(H, W, C)`, or `(T, 1, C)` for a signal.
 
     Raises:
       ValueError: if `input_shape` or the layer's output has another number of axes.

@@ -259,7 +259,7 @@ class LSTMNetwork(nn.Module):
 
 
 class ActorCritic(NamedTuple):
-    """What an actor-critic head answers."""
+    """The output of an actor-critic head."""
 
     logits: PyTree  # float32 [N..., A], or a dict of them
     value: Array  # float32 [N...]
@@ -366,8 +366,8 @@ class DuellingPCNetwork(nn.Module):
     Attributes:
       num_actions: number of actions, or a (nested) dict of them: all heads share V, and Q has this structure.
       inner_shape: height, width and channels of z; `pc_inner_shape` gives the one that fits an observation.
-      filter_size: of the deconvolutions.
-      stride: of the deconvolutions; `H = (h - 1) * stride + filter`.
+      filter_size: filter of the deconvolutions.
+      stride: stride of the deconvolutions; `H = (h - 1) * stride + filter`.
       linear: `NoisyLinear` (stream `noise`), `Linear`, or another module with a `size`.
       dtype: type of computation.
       param_dtype: type of the parameters.

@@ -16,7 +16,7 @@ def with_pretrained(params: PyTree, pretrained: PyTree) -> PyTree:
     """`params` with a part of them exchanged, for instance an encoder's.
 
     Args:
-      params: of a policy, as `init_params` gives them.
+      params: parameters of a policy, as `init_params` gives them.
       pretrained: nested dicts of arrays under the same names, `{"encoder": {"autoencoder": ...}}` for an
         autoencoder that was trained before.
 
@@ -43,7 +43,7 @@ def frozen_mask(params: PyTree, frozen: tuple[str, ...]) -> PyTree:
     """Which of `params` are to stay as they are, a bool for each: a mask as optax's `masked` takes it.
 
     Args:
-      params: of a policy.
+      params: parameters of a policy.
       frozen: how the paths of frozen parameters start, such as `"encoder"` or `"encoder/autoencoder"`.
 
     Raises:

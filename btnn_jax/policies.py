@@ -23,13 +23,13 @@ from btnn_jax.networks import (
 )
 from btnn_jax.ops.categorical import matching_leaves, one_hot
 from btnn_jax.ops.pixel_change import pixel_change_shape
-from btnn_jax.protocol import AgentInput, Policy, PolicyOutput, State, action_distribution
+from btnn_jax.protocol import AgentInput, Policy, PolicyOutput, RecurrentState, action_distribution
 
 __all__ = [
     "AgentInput",
     "PolicyOutput",
+    "RecurrentState",
     "StackedLSTMPolicy",
-    "State",
     "UnrealPolicy",
     "action_distribution",
     "init_params",
@@ -83,13 +83,13 @@ class UnrealPolicy(nn.Module):
             param_dtype=self.param_dtype,
         )
 
-    def initial_state(self, batch_size: int) -> State:
+    def initial_state(self, batch_size: int) -> RecurrentState:
         """The recurrent state before any step: the core's, or `()` without a core."""
         return () if self.core is None else self.core.initial_state(batch_size)
 
     def __call__(
-        self, inputs: AgentInput, state: State, *, deterministic: bool = False
-    ) -> tuple[PolicyOutput, State]:
+        self, inputs: AgentInput, state: RecurrentState, *, deterministic: bool = False
+    ) -> tuple[PolicyOutput, RecurrentState]:
         """Runs the agent over `T` steps.
 
         Args:
@@ -155,10 +155,10 @@ class UnrealPolicy(nn.Module):
         )
 
     def reconstruct(self, observation: PyTree) -> tuple[jax.Array, AutoencoderOutput]:
-        """What the encoder's autoencoder reconstructs, see `ObservationEncoder.reconstruct`."""
+        """The images and the output of the encoder's autoencoder; see `ObservationEncoder.reconstruct`."""
         return self.encoder.reconstruct(observation)
 
-    def init_heads(self, inputs: AgentInput, state: State, frames: int) -> None:
+    def init_heads(self, inputs: AgentInput, state: RecurrentState, frames: int) -> None:
         """Touches every parameter once; `init_params` runs it."""
         output, _ = self(inputs, state)
         if getattr(self.encoder, "autoencoder", None) is not None:
@@ -207,13 +207,13 @@ class StackedLSTMPolicy(UnrealPolicy, kw_only=True):  # type: ignore[call-arg]
                 for _ in range(1 if self.heads == "shared" else 2)
             ]
 
-    def initial_state(self, batch_size: int) -> State:
+    def initial_state(self, batch_size: int) -> RecurrentState:
         """The recurrent state before any step: that of the first core and then of the second."""
         return (*self.first.initial_state(batch_size), *self.core.initial_state(batch_size))
 
     def __call__(
-        self, inputs: AgentInput, state: State, *, deterministic: bool = False
-    ) -> tuple[PolicyOutput, State]:
+        self, inputs: AgentInput, state: RecurrentState, *, deterministic: bool = False
+    ) -> tuple[PolicyOutput, RecurrentState]:
         """Runs the agent over `T` steps; see `UnrealPolicy`.
 
         Raises:
@@ -245,7 +245,7 @@ class StackedLSTMPolicy(UnrealPolicy, kw_only=True):  # type: ignore[call-arg]
             raise ValueError(
                 f"split heads need LSTMs of one size, or a trunk, got outputs {parts[0].shape} and {parts[1].shape}"
             )
-        # One head over both, of which each gives what it is there for: the noise is one, and so are the parameters.
+        # Apply the head once to both inputs (same parameters, same noise); take logits from one, the value from the other.
         both = self.actor_critic(jnp.stack(parts), deterministic=deterministic)
         return ActorCritic(jax.tree.map(lambda logits: logits[0], both.logits), both.value[1])
 

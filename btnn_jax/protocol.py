@@ -1,4 +1,4 @@
-"""What an agent's network is: its inputs, its outputs, the protocol, and an adapter for a network of one's own."""
+"""The protocol of an agent's network: inputs, outputs, methods, and an adapter for a network of one's own."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ __all__ = [
     "ModulePolicy",
     "Policy",
     "PolicyOutput",
-    "State",
+    "RecurrentState",
     "action_distribution",
     "check_policy",
 ]
 
 PyTree = Any
-State = Any  # a pytree with leaves [B, ...]; of an LSTM tuple[(c [B, H], h [B, H]), ...], () without memory
+RecurrentState = (
+    Any  # a pytree with leaves [B, ...]; of an LSTM tuple[(c [B, H], h [B, H]), ...], () without memory
+)
 
 
 class AgentInput(NamedTuple):
-    """What the agent is given at every step; all leaves lead with `[T, B]`."""
+    """The agent's input at every step; all leaves lead with `[T, B]`."""
 
     observation: PyTree  # arrays [T, B, ...], or a dict of them
     last_action: PyTree  # int32 [T, B], or a dict of them; ignored where `reset`
@@ -36,7 +38,7 @@ class AgentInput(NamedTuple):
 
 
 class PolicyOutput(NamedTuple):
-    """What the agent answers: logits and value in float32, features in the type that the network computes in."""
+    """The agent's output: logits and value in float32, features in the network's type of computation."""
 
     logits: PyTree  # [T, B, A], or a dict of them
     value: jax.Array  # [T, B], in units of the rewards
@@ -44,7 +46,7 @@ class PolicyOutput(NamedTuple):
 
 
 class Policy(Protocol):
-    """What `make_unreal` needs of a policy, which is a linen module.
+    """The interface that `make_unreal` needs of a policy, which is a linen module.
 
     `btnn_jax.policies.make_policy` makes one from the shapes of an environment, and `ModulePolicy` makes one of a
     module of your own that returns logits and a value.
@@ -54,15 +56,15 @@ class Policy(Protocol):
     apply: Any  # flax.linen.Module's own
     lazy_init: Any  # flax.linen.Module's own
 
-    def initial_state(self, batch_size: int) -> State:
+    def initial_state(self, batch_size: int) -> RecurrentState:
         """The recurrent state before any step, leaves `[B, ...]`; `()` without memory."""
 
     def __call__(
-        self, inputs: AgentInput, state: State, *, deterministic: bool = False
-    ) -> tuple[PolicyOutput, State]:
+        self, inputs: AgentInput, state: RecurrentState, *, deterministic: bool = False
+    ) -> tuple[PolicyOutput, RecurrentState]:
         """Runs the agent over `T` steps: leaves `[T, B, ...]` in, outputs and the state after the last step out."""
 
-    def init_heads(self, inputs: AgentInput, state: State, frames: int) -> None:
+    def init_heads(self, inputs: AgentInput, state: RecurrentState, frames: int) -> None:
         """Calls everything that has parameters once, for `init`; the reward-prediction head sees `frames` frames."""
 
     def pixel_control(self, features: jax.Array, *, deterministic: bool = False) -> PyTree:
@@ -146,7 +148,7 @@ class ModulePolicy(nn.Module):
             self.return_scale = self.param("return_scale", nn.initializers.zeros, (), jnp.float32)
             self.value_gain = self.param("value_gain", nn.initializers.ones, (), jnp.float32)
 
-    def initial_state(self, batch_size: int) -> State:
+    def initial_state(self, batch_size: int) -> RecurrentState:
         """That of the network, `()` where it has none.
 
         Raises:
@@ -163,8 +165,8 @@ class ModulePolicy(nn.Module):
             ) from error
 
     def __call__(
-        self, inputs: AgentInput, state: State, *, deterministic: bool = False
-    ) -> tuple[PolicyOutput, State]:
+        self, inputs: AgentInput, state: RecurrentState, *, deterministic: bool = False
+    ) -> tuple[PolicyOutput, RecurrentState]:
         """Runs the network over `T` steps; see `Policy`.
 
         Raises:
@@ -191,7 +193,7 @@ class ModulePolicy(nn.Module):
         logits = jax.tree.map(lambda x: x.astype(jnp.float32), logits)
         return PolicyOutput(logits, value, jnp.zeros((*rows, 0), jnp.float32)), state
 
-    def init_heads(self, inputs: AgentInput, state: State, frames: int) -> None:
+    def init_heads(self, inputs: AgentInput, state: RecurrentState, frames: int) -> None:
         """Calls the network once."""
         del frames
         self(inputs, state)

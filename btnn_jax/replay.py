@@ -22,7 +22,7 @@ PyTree = Any
 
 
 class ReplayState(NamedTuple):
-    """What is stored. `head` and `size` are multiples of `T`; the step before `head` is the newest one."""
+    """The stored steps. `head` and `size` are multiples of `T`; the step before `head` is the newest one."""
 
     steps: PyTree  # [capacity, B, ...], as given
     rewards: Array  # float32 [capacity, B], for the action taken at the step

@@ -1,4 +1,4 @@
-"""What is learned towards: returns, advantages, V-trace, pixel control returns, reward classes.
+"""Learning targets: returns, advantages, V-trace, pixel-control returns, reward classes.
 
 Everything is time-major: row t of `[T, ...]` belongs to the step that left observation `s_t`, any further
 axes are batch. What the functions share:

@@ -1,4 +1,4 @@
-"""What the command line is made of: options for the fields of a configuration, values as people write them."""
+"""Options for the fields of a configuration, and parsers of the values that people write."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from btnn_jax.training.config import Config, LayerConfig
 
 __all__ = [
     "Parser",
-    "Same",
+    "StoreOnce",
     "add_fields",
     "assignment",
     "at_least_one",
     "at_least_zero",
     "fractions",
     "in_options",
+    "integer",
     "layers",
     "option_of",
     "positive",
     "seed",
-    "whole",
     "with_default",
 ]
 
@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
         return given, unknown
 
 
-class Same(argparse.Action):
+class StoreOnce(argparse.Action):
     """Keeps a value that may be given as an argument and as an option, once or twice the same."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
@@ -75,7 +75,7 @@ def add_fields(parser: argparse.ArgumentParser, config: type[Config]) -> None:
 
 
 def option_of(name: str) -> str:
-    """What the field of a configuration is called on the command line."""
+    """The option's name of a configuration's field."""
     return _NAMES.get(name, "--" + name.replace("_", "-"))
 
 
@@ -137,7 +137,7 @@ def _or_none(parse: Callable[[str], Any], none: Any) -> Callable[[str], Any]:
     return lambda text: none if text.lower() == "none" else parse(text)
 
 
-def whole(text: str) -> int:
+def integer(text: str) -> int:
     """A whole number, also written 2_000_000, 2e6, 2M or 500k."""
     digits, scale = (text[:-1], {"k": 1e3, "M": 1e6}[text[-1]]) if text[-1:] in ("k", "M") else (text, 1)
     try:
@@ -151,17 +151,17 @@ def whole(text: str) -> int:
 
 def at_least_one(text: str) -> int:
     """A whole number of at least 1."""
-    return _bounded(whole(text), 1)
+    return _bounded(integer(text), 1)
 
 
 def at_least_zero(text: str) -> int:
     """A whole number of at least 0."""
-    return _bounded(whole(text), 0)
+    return _bounded(integer(text), 0)
 
 
 def seed(text: str) -> int:
-    """What a key can be made of."""
-    value = whole(text)
+    """A seed: a whole number of 32 bits."""
+    value = integer(text)
     if not 0 <= value < 2**32:
         raise argparse.ArgumentTypeError(f"must be between 0 and {2**32 - 1}, got {text}")
     return value
@@ -229,7 +229,7 @@ def _number(text: str) -> float:
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(whole(part) for part in text.split(","))
+    return tuple(integer(part) for part in text.split(","))
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -243,7 +243,7 @@ def _bounded(value: int, least: int) -> int:
 
 
 _PARSERS: dict[Any, tuple[Callable[[str], Any], str]] = {
-    int: (whole, "N"),
+    int: (integer, "N"),
     float: (_number, "X"),
     str: (str, "NAME"),
     tuple[int, int]: (_sizes, "N,N"),

@@ -194,7 +194,7 @@ def _conclude(result: Any, given: argparse.Namespace) -> int:
 
     if not is_first():
         return 0 if result.stopped is None else 128 + int(result.stopped)
-    if code := _told(result, "train", _more(given)):
+    if code := _report(result, "train", _resume_options(given)):
         return code
     episodes = getattr(given, "evaluate_episodes", EVALUATION["episodes"])
     if "num_processes" in given:  # the others have gone, so that nothing can be computed with them any more
@@ -216,29 +216,31 @@ def _conclude(result: Any, given: argparse.Namespace) -> int:
 
 def _conclude_ae(result: Any) -> int:
     """Says how a run ended, compares it with PCA and draws it if it came to its end, and returns the exit code."""
-    code = _told(result, "train-ae")
+    code = _report(result, "train-ae")
     if not code:
         _print_errors(result.folder)
         _print_pictures(result.folder)
     return code
 
 
-def _more(given: argparse.Namespace) -> str:
+def _resume_options(given: argparse.Namespace) -> str:
     """The options that are no part of the run itself, as going on with it needs them again."""
     values = {**vars(given), **({"process_id": "I"} if "process_id" in given else {})}
     names = ("devices", "coordinator", "num_processes", "process_id", "evaluate_episodes")
     return "".join(f" {options.option_of(name)} {values[name]}" for name in names if name in values)
 
 
-def _told(result: Any, command: str, more: str = "") -> int:
+def _report(result: Any, command: str, more: str = "") -> int:
     """Says how far a run came, and how to go on where it was stopped; the exit code."""
     import jax
 
-    from btnn_jax.runs.progress import clock, short
+    from btnn_jax.runs.progress import format_count, format_duration
 
     config = result.run.config
-    steps = f"{short(result.steps)} of {short(config.num_updates * config.steps_per_update)} steps"
-    print(f"trained {steps} in {clock(result.seconds)}; all of it is in {result.folder}")
+    steps = (
+        f"{format_count(result.steps)} of {format_count(config.num_updates * config.steps_per_update)} steps"
+    )
+    print(f"trained {steps} in {format_duration(result.seconds)}; all of it is in {result.folder}")
     if skipped := int(jax.numpy.max(result.state.skipped)):
         print(f"{skipped} gradient steps were not finite and left out: try a smaller --learning-rate")
     if result.stopped is None:
@@ -253,13 +255,13 @@ def _evaluate(given: argparse.Namespace) -> int:
     from btnn_jax.runs.run import is_autoencoder_run
 
     if is_autoencoder_run(given.run):
-        _chosen(given, "an autoencoder", ())
+        _given_options(given, "an autoencoder", ())
         _print_errors(given.run)
     elif _trades(given.run):
-        chosen = _chosen(given, "a trading run", ("part", "commission", "seed", "best"))
+        chosen = _given_options(given, "a trading run", ("part", "commission", "seed", "best"))
         _print_backtests(given.run, chosen.pop("commission", (None,)), **chosen)
     else:
-        chosen = _chosen(given, "an agent's episodes", ("episodes", "max_steps", "seed", "best"))
+        chosen = _given_options(given, "an agent's episodes", ("episodes", "max_steps", "seed", "best"))
         unusual = chosen.items() - EVALUATION.items()
         _print_scores(given.run, **chosen, keep=not unusual)
         if unusual:
@@ -267,7 +269,7 @@ def _evaluate(given: argparse.Namespace) -> int:
     return 0
 
 
-def _chosen(given: argparse.Namespace, what: str, names: Sequence[str]) -> dict[str, Any]:
+def _given_options(given: argparse.Namespace, what: str, names: Sequence[str]) -> dict[str, Any]:
     """The options of `evaluate` that were given, all of which must be among `names`."""
     chosen = {name: value for name, value in vars(given).items() if name not in ("run", "command")}
     if others := [options.option_of(name) for name in chosen if name not in names]:

@@ -33,10 +33,10 @@ def make_parser() -> options.Parser:
 
     evaluate = commands.add_parser(
         "evaluate",
-        help="play episodes with a trained agent and with a random one, or compare an autoencoder with PCA",
-        description="Play episodes with the agent of a run's newest checkpoint, and with a random one; let one that "
-        "trades do so on time that it has not learned on, beside simple strategies; or measure the reconstructions of "
-        "an autoencoder's run beside those of PCA.",
+        help="play greedy, sampled and random episodes of a trained agent, or compare an autoencoder with PCA",
+        description="Evaluate a run's newest checkpoint. An agent plays episodes with its most likely actions (greedy) "
+        "and with samples (sampled), beside a random agent. A trading agent trades time that it has not learned on, beside "
+        "simple strategies. An autoencoder's reconstructions are compared with those of PCA.",
         argument_default=argparse.SUPPRESS,  # what is not given must be known: each kind of run has its own
         allow_abbrev=False,
     )
@@ -45,10 +45,10 @@ def make_parser() -> options.Parser:
         "--episodes",
         type=options.at_least_one,
         metavar="N",
-        help=_("of each agent", EVALUATION["episodes"]),
+        help=_("episodes of each agent", EVALUATION["episodes"]),
     )
     evaluate.add_argument(
-        "--seed", type=options.seed, metavar="N", help=_("of the episodes", EVALUATION["seed"])
+        "--seed", type=options.seed, metavar="N", help=_("seed of the episodes", EVALUATION["seed"])
     )
     evaluate.add_argument(
         "--max-steps",
@@ -64,13 +64,13 @@ def make_parser() -> options.Parser:
     evaluate.add_argument(
         "--part",
         choices=("train", "validation", "test"),
-        help=_("of a trading run: which part of the time, one that it has not learned on", "test"),
+        help=_("of a trading run: the part of the time to trade, one that it has not learned on", "test"),
     )
     evaluate.add_argument(
         "--commission",
         type=options.fractions,
         metavar="X,X",
-        help="of a trading run: what it comes to at these commissions instead of the one learned with",
+        help="of a trading run: commissions to trade at, in place of the one it learned with",
     )
 
     plot = commands.add_parser(
@@ -96,12 +96,14 @@ def _add_train(commands: Any) -> None:
         "env",
         metavar="ENV",
         nargs="?",
-        action=options.Same,
+        action=options.StoreOnce,
         help=_(
             "environment: trading, a probe, one of gymnax, or module:Class for one of your own", DEFAULT_ENV
         ),
     )
-    train.add_argument("--env", dest="env", metavar="ENV", action=options.Same, help="the same, as an option")
+    train.add_argument(
+        "--env", dest="env", metavar="ENV", action=options.StoreOnce, help="the same, as an option"
+    )
     train.add_argument(
         "--evaluate-episodes",
         type=options.at_least_zero,
@@ -123,7 +125,7 @@ def _add_devices(train: Any) -> None:
         "--devices",
         type=options.at_least_one,
         metavar="N",
-        help=_("of each process, to divide the shards among; --shards is as many unless given", 1),
+        help=_("devices of each process that share the work; --shards has the same default", 1),
     )
     devices.add_argument(
         "--seeds",

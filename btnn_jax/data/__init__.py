@@ -5,12 +5,12 @@ Knows nothing of agents, environments or the folders of runs.
 
 from btnn_jax.data.features import features, momentum, moving_average, volatility, z_score
 from btnn_jax.data.frames import from_frame
-from btnn_jax.data.installed import INSTALLED, load_installed
+from btnn_jax.data.installed import PACKAGED_SERIES, load_installed
 from btnn_jax.data.series import Gap, Series, gaps, load_csv
 from btnn_jax.data.windows import Scale, fit_scale, log_returns, split, windows
 
 __all__ = [
-    "INSTALLED",
+    "PACKAGED_SERIES",
     "Gap",
     "Scale",
     "Series",

@@ -89,7 +89,7 @@ def volatility(prices: np.ndarray, period: int) -> np.ndarray:
 
 
 def features(prices: np.ndarray, periods: Sequence[int] = PERIODS) -> np.ndarray:
-    """What an agent sees of prices, without units: nothing is fitted, so nothing can leak from later rows.
+    """Features of prices without units. Nothing is fitted, so nothing can leak from later rows.
 
     For each column, for each period `n`: the momentum over `n` rows in units of `sqrt(n)` volatilities, the volatility
     being that of the longest period; for each period above 1: the z-score.

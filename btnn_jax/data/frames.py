@@ -23,7 +23,7 @@ def from_frame(frame: Any) -> Series:
     names in `btnn_jax.data.series.TIMES`; without either there are none.
 
     Args:
-      frame: of pandas or polars, one row for each bar.
+      frame: a data frame of pandas or polars, one row for each bar.
 
     Returns:
       The series, float64.

@@ -38,9 +38,9 @@ def sine(
     Args:
         length: steps.
         period: steps of one wave.
-        amplitude: of the wave, in price.
+        amplitude: amplitude of the wave, in price.
         level: the mean price.
-        phase: of the first step, in radians.
+        phase: phase of the first step, in radians.
         noise: standard deviation of what is added to each step, in price.
         key: for the noise; consumed. Needed where there is noise.
 
@@ -171,7 +171,7 @@ def to_bars(prices: Array, steps: int) -> Array:
 
     Args:
         prices: `[length]`, with `length = 1 + bars * steps`.
-        steps: of the price in a bar.
+        steps: steps of the price within a bar.
 
     Returns:
         `[bars, 4]`.

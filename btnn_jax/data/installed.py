@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from btnn_jax.data.series import Series, load_csv
 
-__all__ = ["INSTALLED", "Installed", "load_installed"]
+__all__ = ["PACKAGED_SERIES", "Installed", "load_installed"]
 
 
 class Installed(NamedTuple):
@@ -20,7 +20,7 @@ class Installed(NamedTuple):
     file: str  # inside of the module's folder
 
 
-INSTALLED = {
+PACKAGED_SERIES = {
     "eurusd": Installed(
         "hourly EUR/USD, 2017", "gym-anytrading", "gym_anytrading", "datasets/data/FOREX_EURUSD_1H_ASK.csv"
     ),
@@ -46,15 +46,15 @@ def load_installed(name: str) -> Series:
     are from; what one may do with them beyond trying out code is for the user to find out.
 
     Args:
-        name: one of `INSTALLED`.
+        name: one of `PACKAGED_SERIES`.
 
     Raises:
         ValueError: the name is unknown, or the package no longer carries the file.
         ModuleNotFoundError: the package is not installed; the message says how to.
     """
-    if name not in INSTALLED:
-        raise ValueError(f"unknown series {name!r}; known: {', '.join(INSTALLED)}")
-    title, package, module, file = INSTALLED[name]
+    if name not in PACKAGED_SERIES:
+        raise ValueError(f"unknown series {name!r}; known: {', '.join(PACKAGED_SERIES)}")
+    title, package, module, file = PACKAGED_SERIES[name]
     found = importlib.util.find_spec(module)
     if found is None or found.origin is None:
         raise ModuleNotFoundError(

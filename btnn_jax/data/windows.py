@@ -16,7 +16,7 @@ def split(length: int, fractions: Sequence[float] = (0.7, 0.15, 0.15), *, embarg
 
     Args:
         length: rows in all.
-        fractions: of the rows that the embargoes leave, one for each part; they add up to 1.
+        fractions: shares of the rows that the embargoes leave, one for each part; they add up to 1.
         embargo: rows left out between two parts. Windows of `L` rows share no row with those of another part anyway;
             leave out what a feature looks back and a target looks ahead.
 
@@ -88,7 +88,7 @@ def log_returns(prices: np.ndarray, reference: np.ndarray | None = None) -> np.n
 
 
 class Scale(NamedTuple):
-    """What takes values to mean 0 and deviation 1, and back.
+    """An affine map of values to mean 0 and deviation 1, and its inverse.
 
     Attributes:
         mean: `[columns]`.

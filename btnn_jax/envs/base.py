@@ -14,7 +14,7 @@ PyTree = Any
 
 
 class TimeStep(NamedTuple):
-    """What one step of one environment gives.
+    """The result of one step of one environment.
 
     `terminated` and `truncated` are never both true: an episode that reaches its own end at the time limit
     has terminated.

@@ -31,7 +31,7 @@ __all__ = [
 
 
 class _Move(NamedTuple):
-    """What an action does to the state."""
+    """The effect of an action on the state."""
 
     state: PyTree
     reward: Array  # float32 []

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["interpolation_matrix", "resize2d", "resize_conv2d", "taps_come_first"]
+__all__ = ["fused_is_cheaper", "interpolation_matrix", "resize2d", "resize_conv2d"]
 
 
 def resize2d(x: jax.Array, shape: tuple[int, int], method: str = "bilinear") -> jax.Array:
@@ -57,7 +57,7 @@ def resize_conv2d(
       x: float `[N..., H, W, C]` images, any number of leading axes.
       kernel: `[kh, kw, C, O]`, the dtype of `x`.
       shape: height and width `(h, w)` of the output.
-      method: of resizing, as in `resize2d`.
+      method: the interpolation, as in `resize2d`.
       padding: "SAME" (`size` is `shape`), or "VALID" (`size` is `(h + kh - 1, w + kw - 1)`).
 
     Returns:
@@ -98,7 +98,7 @@ def _check(x: jax.Array, shape: tuple[int, int], method: str) -> None:
         raise ValueError(f"images must not be empty, got {x.shape} to resize to {tuple(shape)}")
 
 
-def taps_come_first(image: tuple[int, ...], kernel: tuple[int, ...], shape: tuple[int, int]) -> bool:
+def fused_is_cheaper(image: tuple[int, ...], kernel: tuple[int, ...], shape: tuple[int, int]) -> bool:
     """Whether `resize_conv2d` does less than resizing first, as it does for signals and small images.
 
     Counted for each feature: multiplications, and the numbers copied into patches.

@@ -12,18 +12,28 @@ import numpy as np
 from btnn_jax._errors import import_extra
 from btnn_jax.runs.folder import Folder, RunError
 from btnn_jax.runs.metrics import read_metrics
-from btnn_jax.runs.progress import short
+from btnn_jax.runs.progress import format_count
 from btnn_jax.runs.run import read_run
 from btnn_jax.runs.scores import Score, read_scores
 
-__all__ = ["COLOURS", "PANELS", "TASKS", "Curves", "Panel", "draw", "plot_runs", "read_curves", "smooth"]
+__all__ = [
+    "COLOURS",
+    "LINE_STYLES",
+    "PANELS",
+    "Curves",
+    "Panel",
+    "draw",
+    "plot_runs",
+    "read_curves",
+    "smooth",
+]
 
 COLOURS = ("#2a6fbb", "#d1495b", "#3f8f5f", "#b7791f", "#7b5ea7", "#4f5d75")
-TASKS = ("-", "--", ":", "-.")
+LINE_STYLES = ("-", "--", ":", "-.")
 
 
 class Curves(NamedTuple):
-    """What is known of one run."""
+    """Metrics and scores of one run."""
 
     label: str
     title: str
@@ -120,7 +130,15 @@ def _draw_returns(axes: Any, runs: Sequence[Curves]) -> None:
         if not len(steps):
             continue
         name = run.label if len(runs) > 1 else "training episodes"
-        axes.plot(steps, returns, color=colour, alpha=0.25, linewidth=1)
+        every = _of_each_seed(run.metrics)
+        if len(every):
+            name = f"{name}, mean of {len(every)} seeds and its 95 % interval"
+            for values in every:
+                axes.plot(run.metrics["steps"], values, color=colour, alpha=0.2, linewidth=0.8)
+            low, high = _interval(every)
+            axes.fill_between(run.metrics["steps"], low, high, color=colour, alpha=0.2, linewidth=0)
+        else:
+            axes.plot(steps, returns, color=colour, alpha=0.25, linewidth=1)
         axes.plot(steps, smooth(returns), color=colour, linewidth=2.2, label=name, **_dots(steps))
     if len(runs) == 1:
         _draw_scores(axes, runs[0], COLOURS[0])
@@ -141,6 +159,26 @@ def _draw_returns(axes: Any, runs: Sequence[Curves]) -> None:
     axes.set_xlabel("environment steps")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=10, loc="best")
+
+
+def _of_each_seed(metrics: dict[str, np.ndarray]) -> np.ndarray:
+    """The smoothed returns of each seed, `[S, N]`, NaN where unknown; of a run with one seed none."""
+    names = [name for name in metrics if name.startswith("episode_return_seed")]
+    curves = []
+    for name in names:
+        steps, values = _finite(metrics, name)
+        curve = np.full_like(metrics["steps"], np.nan)
+        curve[np.isin(metrics["steps"], steps)] = smooth(values)
+        curves.append(curve)
+    return np.array(curves)
+
+
+def _interval(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The interval of 95 % of the mean over seeds at each record, by bootstrap."""
+    draws = np.random.default_rng(0).integers(0, len(curves), (1000, len(curves)))
+    means = np.stack([curves[draw].mean(axis=0) for draw in draws])
+    low, high = np.percentile(means, [2.5, 97.5], axis=0)
+    return low, high
 
 
 def _draw_scores(axes: Any, run: Curves, colour: str) -> None:
@@ -170,7 +208,7 @@ def _draw_panel(axes: Any, panel: Panel, runs: Sequence[Curves]) -> None:
             if name not in run.metrics:
                 continue
             # One run has a colour for each metric; several have a colour each, and a dash for each metric.
-            line, dash = (COLOURS[index], "-") if len(runs) == 1 else (colour, TASKS[index])
+            line, dash = (COLOURS[index], "-") if len(runs) == 1 else (colour, LINE_STYLES[index])
             steps, values = _finite(run.metrics, name)
             if not len(steps):
                 continue
@@ -229,7 +267,7 @@ def _style(axes: Any, title: str, unit: str, runs: Sequence[Curves]) -> None:
     axes.set_title(title, fontsize=11, loc="left", fontweight="bold")
     axes.set_ylabel(unit, fontsize=9)
     axes.set_xlim(0, max(run.metrics["steps"][-1] for run in runs))
-    words = ticker.FuncFormatter(lambda value, _: short(value))
+    words = ticker.FuncFormatter(lambda value, _: format_count(value))
     round_steps = [1, 2, 2.5, 5, 10]
     axes.xaxis.set_major_locator(ticker.MaxNLocator(5, steps=round_steps))
     axes.xaxis.set_major_formatter(words)

@@ -1,4 +1,4 @@
-"""What an autoencoder does, as pictures: how it learned, reconstructions, latent traversals, banks of kernels."""
+"""Pictures of an autoencoder: learning curve, reconstructions, latent traversals and kernels."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import numpy as np
 from btnn_jax._errors import import_extra
 from btnn_jax.kernel_monitor import KernelMonitor
 from btnn_jax.plots.agent import COLOURS, smooth
-from btnn_jax.runs.autoencoder import Trained, load_autoencoder
+from btnn_jax.runs.autoencoder import TrainedAutoencoder, load_autoencoder
 from btnn_jax.runs.autoencoder_data import Examples
 from btnn_jax.runs.folder import Folder, RunError
 from btnn_jax.runs.metrics import read_metrics
-from btnn_jax.runs.progress import short
-from btnn_jax.runs.reconstruction import Errors, read_errors
+from btnn_jax.runs.progress import format_count
+from btnn_jax.runs.reconstruction import ReconstructionErrors, read_errors
 
 __all__ = [
-    "MADE",
-    "TRUE",
+    "EXAMPLE",
+    "RECONSTRUCTION",
     "draw_kernels",
     "draw_learning",
     "draw_reconstructions",
@@ -34,7 +34,7 @@ __all__ = [
     "widest_layer",
 ]
 
-TRUE, MADE = "#8a929c", COLOURS[0]
+EXAMPLE, RECONSTRUCTION = "#8a929c", COLOURS[0]
 _SHOWN = 6  # examples of signals, or latent variables
 _SHOWN_IMAGES = 10
 _EXAMPLE: dict[str, float] = {"alpha": 0.35, "linewidth": 3}
@@ -81,7 +81,7 @@ def plot_autoencoder(folder: Folder) -> list[pathlib.Path]:
     return [path / name for name in figures]
 
 
-def reconstructions(trained: Trained) -> tuple[np.ndarray, np.ndarray]:
+def reconstructions(trained: TrainedAutoencoder) -> tuple[np.ndarray, np.ndarray]:
     """Examples of the validation part, evenly over its time, and what becomes of them; log returns in percent."""
     _, examples, autoencoder, params = trained
     count = _SHOWN if _is_signal(examples.validation) else _SHOWN_IMAGES
@@ -91,8 +91,8 @@ def reconstructions(trained: Trained) -> tuple[np.ndarray, np.ndarray]:
     return _natural(examples, x), _natural(examples, y)
 
 
-def traversals(trained: Trained, steps: int = 7) -> tuple[np.ndarray, list[str]]:
-    """What an example becomes as one latent variable moves from -2 to 2 of its standard deviations.
+def traversals(trained: TrainedAutoencoder, steps: int = 7) -> tuple[np.ndarray, list[str]]:
+    """Decodes an example while one latent variable moves from -2 to 2 of its standard deviations.
 
     Returns:
       The latent variables that change it most, `[L, steps, H, W, C]`, and their names.
@@ -114,7 +114,7 @@ def traversals(trained: Trained, steps: int = 7) -> tuple[np.ndarray, list[str]]
     return _natural(examples, moved[best]), [f"z {k}" for k in best]
 
 
-def widest_layer(trained: Trained) -> tuple[int, int]:
+def widest_layer(trained: TrainedAutoencoder) -> tuple[int, int]:
     """Which of the encoder's layers has the most kernels, counted from 1, and how many layers there are."""
     _, examples, autoencoder, params = trained
     x = jax.ShapeDtypeStruct((1, *examples.validation.shape[1:]), jnp.float32)
@@ -122,8 +122,8 @@ def widest_layer(trained: Trained) -> tuple[int, int]:
     return 1 + widths.index(max(widths)), len(widths)
 
 
-def kernels(trained: Trained) -> np.ndarray:
-    """What the kernels of the encoder's widest layer look for, `[kernels, H, W, C]`; log returns as it reads them."""
+def kernels(trained: TrainedAutoencoder) -> np.ndarray:
+    """The inputs that excite the kernels of the encoder's widest layer most, `[kernels, H, W, C]`, as it reads them."""
     _, examples, autoencoder, params = trained
     shape: Any = examples.validation.shape[1:]
     widest, _ = widest_layer(trained)
@@ -142,13 +142,15 @@ def kernels(trained: Trained) -> np.ndarray:
     )
 
 
-def draw_learning(metrics: dict[str, np.ndarray], errors: dict[str, Errors], *, title: str = "") -> Any:
+def draw_learning(
+    metrics: dict[str, np.ndarray], errors: dict[str, ReconstructionErrors], *, title: str = ""
+) -> Any:
     """The errors over the gradient steps, with PCA's as a line, as a `matplotlib.figure.Figure`."""
     figure = _figure((9, 5), title)
     axes = figure.add_subplot()
     for name, label, colour in (
-        ("reconstruction_loss", "training", TRUE),
-        ("validation_loss", "validation", MADE),
+        ("reconstruction_loss", "training", EXAMPLE),
+        ("validation_loss", "validation", RECONSTRUCTION),
     ):
         axes.plot(metrics["steps"], metrics[name], color=colour, alpha=0.25, linewidth=1)
         axes.plot(metrics["steps"], smooth(metrics[name]), color=colour, linewidth=2.2, label=label)
@@ -158,7 +160,7 @@ def draw_learning(metrics: dict[str, np.ndarray], errors: dict[str, Errors], *, 
     axes.set_yscale("log")
     axes.set_xlim(0, metrics["steps"][-1])
     ticker = import_extra("matplotlib.ticker", "plotting")
-    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: short(value)))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: format_count(value)))
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(ticker.NullFormatter())
@@ -178,8 +180,8 @@ def draw_reconstructions(
       x: `[N, H, W, C]`; signals `[N, T, 1, C]` are drawn as lines, or as bars if they are those of prices.
       y: their reconstructions.
       channels: names of the last axis.
-      title: of the picture.
-      unit: of signals that are drawn as lines.
+      title: title of the picture.
+      unit: unit of signals, which are drawn as lines.
     """
     if not _is_signal(x):
         figure = _figure((1.25 * len(x) + 0.8, 3.4), title)
@@ -214,14 +216,14 @@ def draw_reconstructions(
 def draw_traversals(
     moved: np.ndarray, names: Sequence[str], channels: Sequence[str], *, title: str = "", unit: str = ""
 ) -> Any:
-    """What latent variables do, as a `matplotlib.figure.Figure`.
+    """Draws latent traversals as a `matplotlib.figure.Figure`.
 
     Args:
       moved: `[L, steps, H, W, C]`, as `traversals` gives it; a signal's steps are drawn over each other.
-      names: of the `L` latent variables.
+      names: names of the `L` latent variables.
       channels: names of the last axis.
-      title: of the picture.
-      unit: of signals.
+      title: title of the picture.
+      unit: unit of signals.
     """
     count, steps = moved.shape[:2]
     if not _is_signal(moved):
@@ -260,8 +262,8 @@ def draw_kernels(bank: np.ndarray, channels: Sequence[str], *, title: str = "", 
     Args:
       bank: `[kernels, *input_shape]`, as `KernelMonitor.fit_all` gives it.
       channels: names of the last axis.
-      title: of the picture.
-      unit: of signals.
+      title: title of the picture.
+      unit: unit of signals.
     """
     bank = np.asarray(bank)
     columns = min(8, len(bank))
@@ -324,8 +326,8 @@ def _draw_bars(axes: Any, example: np.ndarray, made: np.ndarray, channels: Seque
     steps = np.arange(len(example))
     axes.axhline(0, color="#cccccc", linewidth=0.8)
     for bars, colour, shift, name in (
-        (example, TRUE, 0.0, "example, with a dot at the close"),
-        (made, MADE, 0.35, "reconstruction"),
+        (example, EXAMPLE, 0.0, "example, with a dot at the close"),
+        (made, RECONSTRUCTION, 0.35, "reconstruction"),
     ):
         axes.vlines(steps + shift, bars[:, low], bars[:, high], color=colour, linewidth=2.4, label=name)
         axes.plot(steps + shift, bars[:, close], "o", color=colour, markersize=4, markeredgecolor="white")

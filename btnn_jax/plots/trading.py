@@ -1,4 +1,4 @@
-"""What an agent traded and what came of it, as one picture."""
+"""Draws price, trades, equity and drawdown of a trading agent as one picture."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def plot_trades(
       position: `[T]`; its sign says what was held: short, nothing or long.
       equity: `[T]`, the agent's.
       baselines: equities `[T]` by name; `"flat"` is drawn as a reference. Each curve counts from its own first row.
-      name: of the agent.
-      title: of the whole picture.
+      name: name of the agent.
+      title: title of the picture.
 
     Returns:
       The picture's file.
@@ -153,7 +153,7 @@ def draw_trades(
 
 def _draw_price(axes: Any, time: np.ndarray, price: np.ndarray, side: np.ndarray) -> None:
     axes.plot(time, price, color=PRICE, linewidth=1.2, zorder=2)
-    for sign, colour, name in ((1, LONG, "long"), (-1, SHORT, "short")):
+    for sign, colour, name in ((1, LONG, "long"), (-1, SHORT, "format_count")):
         axes.broken_barh(
             [(time[start], time[end] - time[start]) for start, end in spans(side == sign)],
             (0, 1),
@@ -246,7 +246,7 @@ def spans(held: np.ndarray) -> list[tuple[int, int]]:
 
 
 def gain(equity: np.ndarray) -> np.ndarray:
-    """What has been gained since the first row, in percent of it.
+    """Gain since the first row, in percent of it.
 
     >>> gain(np.array([200.0, 210.0, 190.0]))
     array([ 0.,  5., -5.])

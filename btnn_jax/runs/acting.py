@@ -44,7 +44,7 @@ def load_agent(
       best: take the checkpoint with the highest return in training rather than the newest.
       seed: which of several agents, by the seed that it was trained with; None for the first.
       greedy: take the most likely action rather than a sample.
-      sample_seed: of sampled actions.
+      sample_seed: seed of sampled actions.
       env: the environment, of a run that was started with an object.
 
     Raises:
@@ -74,7 +74,7 @@ class Agent:
       params: its parameters.
       observation: `jax.ShapeDtypeStruct` of one observation, or a dict of them.
       greedy: take the most likely action rather than a sample.
-      seed: of sampled actions.
+      seed: seed of sampled actions.
     """
 
     def __init__(

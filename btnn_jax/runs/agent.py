@@ -17,22 +17,26 @@ from jax.typing import ArrayLike
 
 from btnn_jax import losses
 from btnn_jax._errors import first_line
-from btnn_jax.data import INSTALLED
+from btnn_jax.data import PACKAGED_SERIES
 from btnn_jax.envs.base import Environment, PyTree
 from btnn_jax.envs.trading.market import GENERATORS
 from btnn_jax.protocol import Policy
 from btnn_jax.runs.folder import Folder, RunError, default_folder
 from btnn_jax.runs.loop import LoopOptions, Program, run_loop
-from btnn_jax.runs.metrics import OF_EPISODES
+from btnn_jax.runs.metrics import EPISODES
 from btnn_jax.runs.processes import first_only
 from btnn_jax.runs.progress import Reporter, make_reporter
 from btnn_jax.runs.run import Run, create_run, read_run
 from btnn_jax.runs.sources import check_written, describe_object, environment_of, lasting_source
 from btnn_jax.training.config import UnrealConfig
-from btnn_jax.training.mapping import make_mapped, placed
+from btnn_jax.training.mapping import make_mapped, with_shardings
 from btnn_jax.training.unreal import TrainState, make_unreal
 
-__all__ = ["BoundRun", "RunResult", "first_devices", "make_agent", "resume", "train"]
+__all__ = ["OF_EACH_SEED", "BoundRun", "RunResult", "first_devices", "make_agent", "resume", "train"]
+
+
+OF_EACH_SEED = ("episode_return", "entropy", "explained_variance")
+"""Metrics that a run of several seeds records for each of them too, as `episode_return_seed0` and so on."""
 
 
 class RunResult(NamedTuple):
@@ -95,7 +99,7 @@ def train(
             raise RunError(f"an environment that is an object has no env_params, got {params}")
         env, params, given = describe_object(env)
     if "data" in params:
-        params["data"] = lasting_source(params["data"], (*GENERATORS, *INSTALLED))
+        params["data"] = lasting_source(params["data"], (*GENERATORS, *PACKAGED_SERIES))
     check_written(params)
     if seed + seeds > 2**32:
         raise RunError(f"seeds must be below {2**32}, got {seed} to {seed + seeds - 1}")
@@ -107,7 +111,7 @@ def train(
     with first_only("making the folder") as first:
         if first:
             create_run(path, run)
-    return _go(path, run, agent, reporter, **loop)
+    return _run_program(path, run, agent, reporter, **loop)
 
 
 def resume(
@@ -134,7 +138,7 @@ def resume(
     agent = make_agent(run, devices=devices)
     if run.pretrained:
         agent = agent._replace(init=_no_second_start)
-    return _go(path, run, agent, reporter, **loop)
+    return _run_program(path, run, agent, reporter, **loop)
 
 
 def _no_second_start(seed: ArrayLike) -> TrainState:
@@ -152,7 +156,7 @@ class BoundRun(NamedTuple):
     step: Callable[[TrainState], tuple[TrainState, dict[str, jax.Array]]]
     state: TrainState  # of shapes only, and of where they lie
     metrics: dict[str, jax.Array]  # those of one step, of shapes only
-    everywhere: jax.sharding.Sharding | None  # of what lies on all devices; None for the one there is
+    replicated: jax.sharding.Sharding | None  # of what lies on all devices; None for the one there is
     act: Callable[[TrainState], PyTree]  # the rollouts of one step alone
 
 
@@ -170,25 +174,25 @@ def make_agent(run: Run, pretrained: PyTree | None = None, *, devices: int = 1) 
             f"the run's {config.shards} shards cannot be divided equally among {len(used)} devices"
         )
     try:
-        everywhere = None
+        replicated = None
         if config.shards == 1:
             init, step, act, policy = make_unreal(config, env, pretrained=pretrained)
         else:
             mapped = make_mapped(config, env, devices=used, pretrained=pretrained)
             init, step, act, policy, _ = mapped
             if len(used) > 1:
-                everywhere = mapped.shardings.params
-        start, advance = _of_seeds(init, step, run.seeds)
+                replicated = mapped.shardings.params
+        start, advance = _of_seeds(init, step, range(run.seed, run.seed + run.seeds))
         # Traced here, and not again when it is compiled into the loop.
         advance = jax.jit(advance, inline=True)
         state = jax.eval_shape(start, np.uint32(0))
         _, metrics = jax.eval_shape(advance, state)
     except ValueError as error:
         raise RunError(f"no agent fits {run.env} with this configuration: {first_line(error)}") from error
-    if everywhere is not None:
-        state = placed(state, mapped.shardings, lead=int(run.seeds > 1))
+    if replicated is not None:
+        state = with_shardings(state, mapped.shardings, lead=int(run.seeds > 1))
     return BoundRun(
-        env, policy, start, advance, state, metrics, everywhere, jax.vmap(act) if run.seeds > 1 else act
+        env, policy, start, advance, state, metrics, replicated, jax.vmap(act) if run.seeds > 1 else act
     )
 
 
@@ -205,31 +209,39 @@ def first_devices(count: int) -> list[jax.Device]:
     return [device for index in every for device in jax.local_devices(process_index=index)[:count]]
 
 
-def _of_seeds(init: Callable, step: Callable, seeds: int) -> tuple[Callable, Callable]:
-    """`seed -> state` and the step, for one seed or for several side by side, whose metrics are averaged."""
+def _of_seeds(init: Callable, step: Callable, seeds: range) -> tuple[Callable, Callable]:
+    """`seed -> state` and the step, for one seed or for several side by side.
+
+    The metrics of several are means over them, with those of `OF_EACH_SEED` for each besides.
+    """
 
     def start(seed: ArrayLike) -> TrainState:
-        if seeds == 1:
+        if len(seeds) == 1:
             return init(jax.random.key(seed))
-        every = jnp.asarray(seed, jnp.uint32) + jnp.arange(seeds, dtype=jnp.uint32)
+        every = jnp.asarray(seed, jnp.uint32) + jnp.arange(len(seeds), dtype=jnp.uint32)
         return jax.vmap(lambda seed: init(jax.random.key(seed)))(every)
 
     def advance(state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
-        if seeds == 1:
+        if len(seeds) == 1:
             return step(state)
         state, metrics = jax.vmap(step)(state)
         finished = metrics["episode_length"] > 0
         means = {
-            name: losses.masked_mean(x, finished if name in OF_EPISODES else None)
+            name: losses.masked_mean(x, finished if name.startswith(EPISODES) else None)
             for name, x in metrics.items()
         }
         deviations = jnp.square(metrics["episode_return"] - means["episode_return"])
-        return state, means | {"episode_return_std": jnp.sqrt(losses.masked_mean(deviations, finished))}
+        means["episode_return_std"] = jnp.sqrt(losses.masked_mean(deviations, finished))
+        each = {"episode_return": jnp.where(finished, metrics["episode_return"], jnp.nan)}
+        each |= {name: metrics[name] for name in OF_EACH_SEED[1:]}
+        for name, values in each.items():
+            means |= {f"{name}_seed{seed}": value for seed, value in zip(seeds, values, strict=True)}
+        return state, means
 
     return start, advance
 
 
-def _go(
+def _run_program(
     folder: pathlib.Path,
     run: Run,
     agent: BoundRun,
@@ -247,7 +259,7 @@ def _go(
         steps_per_update=run.config.steps_per_update,
         result=_result,
         score=lambda metrics: metrics.get("episode_return"),
-        everywhere=agent.everywhere,
+        replicated=agent.replicated,
         act=agent.act,
     )
     outcome = run_loop(folder, program, seed=run.seed, reporter=reporter or make_reporter(), **loop)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from btnn_jax._errors import first_line
-from btnn_jax.data import INSTALLED
+from btnn_jax.data import PACKAGED_SERIES
 from btnn_jax.runs.autoencoder_data import Examples, load_examples
 from btnn_jax.runs.checkpoint import Checkpoints
 from btnn_jax.runs.folder import (
@@ -35,7 +35,7 @@ from btnn_jax.training.modules import default_layers
 
 __all__ = [
     "AutoencoderResult",
-    "Trained",
+    "TrainedAutoencoder",
     "load_autoencoder",
     "pretrained_encoder",
     "resume_autoencoder",
@@ -54,7 +54,7 @@ class AutoencoderResult(NamedTuple):
     stopped: int | None  # the signal that stopped it; None if it came to its end
 
 
-class Trained(NamedTuple):
+class TrainedAutoencoder(NamedTuple):
     """An autoencoder, what it learned, and from what."""
 
     run: AutoencoderRun
@@ -79,7 +79,7 @@ def train_autoencoder(
     learned. A SIGINT or SIGTERM ends the run after the updates under way, with a checkpoint.
 
     Args:
-      data: a CSV file, a series of `btnn_jax.data.INSTALLED`, or an environment that `btnn_jax.envs.make` knows.
+      data: a CSV file, a series of `btnn_jax.data.PACKAGED_SERIES`, or an environment that `btnn_jax.envs.make` knows.
       config: what to learn and how.
       seed: two runs with the same seed are the same.
       folder: new or empty; None for `runs/<data>-<kind>-seed<seed>-<date-time>`.
@@ -91,7 +91,7 @@ def train_autoencoder(
       RunError: the folder already holds something, the data cannot be had, or no autoencoder fits them.
       ModuleNotFoundError: a package of an extra is missing.
     """
-    run = AutoencoderRun(lasting_source(data, INSTALLED), config, seed, dict(env_params or {}))
+    run = AutoencoderRun(lasting_source(data, PACKAGED_SERIES), config, seed, dict(env_params or {}))
     examples, autoencoder = _prepare(run)  # before the folder: what cannot be run leaves none
     path = create_folder(
         folder if folder is not None else default_folder(pathlib.Path(data).name, config.kind, seed),
@@ -101,7 +101,7 @@ def train_autoencoder(
             "seed": seed,
         },
     )
-    return _go(path, run, examples, autoencoder, reporter or make_reporter(), **loop)
+    return _run_program(path, run, examples, autoencoder, reporter or make_reporter(), **loop)
 
 
 def resume_autoencoder(
@@ -113,11 +113,11 @@ def resume_autoencoder(
       RunError: the folder is not an autoencoder's run, its data cannot be had, or its checkpoint cannot be read.
     """
     path, run = pathlib.Path(folder), read_autoencoder_run(folder)
-    return _go(path, run, *_prepare(run), reporter or make_reporter(), **loop)
+    return _run_program(path, run, *_prepare(run), reporter or make_reporter(), **loop)
 
 
-def load_autoencoder(folder: Folder) -> Trained:
-    """What a run has learned, as its newest checkpoint has it.
+def load_autoencoder(folder: Folder) -> TrainedAutoencoder:
+    """Loads the autoencoder of a run from its newest checkpoint.
 
     Raises:
       RunError: the folder is not an autoencoder's run, its data cannot be had, or its checkpoint cannot be read.
@@ -126,11 +126,11 @@ def load_autoencoder(folder: Folder) -> Trained:
     examples, autoencoder = _prepare(run)
     with Checkpoints(pathlib.Path(folder) / CHECKPOINTS, create=False) as checkpoints:
         state = checkpoints.restore(jax.eval_shape(autoencoder.init, jax.random.key(0)))
-    return Trained(run, examples, autoencoder, state.params)
+    return TrainedAutoencoder(run, examples, autoencoder, state.params)
 
 
 def pretrained_encoder(folder: Folder) -> tuple[dict[str, Any], PyTree]:
-    """What makes an agent start with the autoencoder of a run as its encoder.
+    """The configuration and parameters that start an agent with a run's autoencoder as its encoder.
 
     Returns:
       Fields of `UnrealConfig`, and what `make_unreal` takes as `pretrained`.
@@ -167,7 +167,7 @@ def _prepare(run: AutoencoderRun) -> tuple[Examples, Autoencoder]:
     return examples, autoencoder
 
 
-def _go(
+def _run_program(
     folder: pathlib.Path,
     run: AutoencoderRun,
     examples: Examples,

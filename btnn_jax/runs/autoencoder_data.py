@@ -1,4 +1,4 @@
-"""What autoencoders learn from: windows of a series, or frames of an environment, split in time."""
+"""Examples for autoencoders: windows of a series or frames of an environment, split in time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flax.core import unfreeze
 from btnn_jax import envs
 from btnn_jax._errors import check_known, first_line
 from btnn_jax.data import (
-    INSTALLED,
+    PACKAGED_SERIES,
     Scale,
     Series,
     fit_scale,
@@ -62,9 +62,9 @@ def load_examples(
     """Reads or plays what `config` asks for.
 
     Args:
-      source: a CSV file, a series of `btnn_jax.data.INSTALLED`, or an environment that `btnn_jax.envs.make` knows.
+      source: a CSV file, a series of `btnn_jax.data.PACKAGED_SERIES`, or an environment of `btnn_jax.envs.make`.
       config: its fields about examples.
-      seed: of the random actions in an environment.
+      seed: seed of the random actions in an environment.
       env_params: parameters of the environment.
 
     Raises:
@@ -76,11 +76,11 @@ def load_examples(
         if _is_series(source):
             if env_params:
                 raise ValueError(f"{source} is no environment: it has no parameters {dict(env_params)}")
-            series = load_installed(source) if source in INSTALLED else load_csv(path)
+            series = load_installed(source) if source in PACKAGED_SERIES else load_csv(path)
             return series_windows(series, config, path.name)
         if source not in envs.names():
             envs.gymnax_names()  # says what to install where gymnax is missing
-            check_known("data", [source], (*INSTALLED, *envs.names()))
+            check_known("data", [source], (*PACKAGED_SERIES, *envs.names()))
         return environment_frames(make_env(source, env_params or {}), config, seed)
     except OSError as error:
         raise RunError(f"cannot read {source}: {error.strerror or first_line(error)}") from error
@@ -100,7 +100,7 @@ def unused_fields(source: str) -> tuple[str, ...]:
 def _is_series(source: str) -> bool:
     path = pathlib.Path(source)
     is_file = path.is_file() or path.suffix.lower() in (".csv", ".gz", ".txt") or len(path.parts) > 1
-    return source in INSTALLED or is_file
+    return source in PACKAGED_SERIES or is_file
 
 
 def series_windows(series: Series, config: AutoencoderConfig, name: str) -> Examples:
@@ -158,12 +158,12 @@ def environment_frames(env: Environment, config: AutoencoderConfig, seed: int) -
 
 
 def play_randomly(env: Environment, key: jax.Array, steps: int, stream: str | None = None) -> jax.Array:
-    """What 16 environments show while every action is as likely as any other, `[steps, 16, ...]`; pure.
+    """Observations of 16 environments under uniformly random actions, `[steps, 16, ...]`; pure.
 
     Args:
       env: one environment.
       key: consumed.
-      steps: of each environment.
+      steps: number of steps in each environment.
       stream: which of the observation's streams; None where there is one.
     """
     reset_key, key = jax.random.split(key)

@@ -20,14 +20,22 @@ from btnn_jax.runs.keys import key_of
 from btnn_jax.runs.run import read_run
 from btnn_jax.training.backtest import DRAWS, NAMES, Account, trade_all, with_commission
 
-__all__ = ["COLUMNS", "Backtest", "Row", "backtest_run", "backtest_table", "compare", "write_backtests"]
+__all__ = [
+    "COLUMNS",
+    "Backtest",
+    "StrategyRow",
+    "backtest_run",
+    "backtest_table",
+    "compare",
+    "write_backtests",
+]
 
 
 _NUMBERS = 2**25  # in the accounts that are traded side by side; with what measures them a gigabyte
 
 
 class Backtest(NamedTuple):
-    """What a run's agents made of one part of the time, beside simple strategies.
+    """The backtest of a run's agents on one part of the time, beside simple strategies.
 
     "greedy" are the agents' most likely actions, "sampled" draws of them; the others are `STRATEGIES`.
     """
@@ -53,7 +61,7 @@ def backtest_run(
     Args:
       folder: the run's.
       part: "train", "validation" or "test"; what they learned on tells how much of it they know by heart.
-      seed: of sampled and random actions, the same at each commission.
+      seed: seed of sampled and random actions, the same at each commission.
       best: the checkpoint with the highest return in training rather than the newest.
       commissions: to trade at, all in one program; None for that which the agents have learned with.
 
@@ -106,7 +114,7 @@ def _draws_at_once(env: TradingEnvironment, accounts: int) -> int:
     return max(k for k in range(1, DRAWS + 1) if DRAWS % k == 0 and (k == 1 or k * numbers <= _NUMBERS))
 
 
-class Row(NamedTuple):
+class StrategyRow(NamedTuple):
     """How well one strategy did."""
 
     measures: dict[str, list[float]]  # `[value]`, or `[mean, low, high]`, an interval of 95 % over `over`
@@ -115,13 +123,13 @@ class Row(NamedTuple):
 
     @property
     def over(self) -> str:
-        """What the intervals are over; "" of a single account, which has none."""
+        """The samples that the intervals are over; "" for a single account, which has none."""
         if self.seeds > 1:
             return f"over {self.seeds} seeds"
         return f"over {self.draws} draws" if self.draws > 1 else ""
 
 
-def compare(backtest: Backtest) -> dict[str, Row]:
+def compare(backtest: Backtest) -> dict[str, StrategyRow]:
     """Each strategy's measures; means have an interval over seeds, of each its mean, or of one seed over its draws."""
     rows = {}
     for index, name in enumerate(NAMES):
@@ -130,7 +138,7 @@ def compare(backtest: Backtest) -> dict[str, Row]:
         runs = values.mean(axis=1) if seeds > 1 else values[0]
         ends = runs.T if len(runs) == 1 else np.stack(_interval(jax.random.key(index), runs), axis=1)
         measures = {field: row.tolist() for field, row in zip(Performance._fields, ends, strict=True)}
-        rows[name] = Row(measures, seeds, draws)
+        rows[name] = StrategyRow(measures, seeds, draws)
     return rows
 
 
@@ -138,7 +146,7 @@ _interval = jax.jit(performance.bootstrap_interval)
 
 
 def write_backtests(
-    folder: Folder, backtests: Sequence[Backtest], rows: Sequence[Mapping[str, Row]]
+    folder: Folder, backtests: Sequence[Backtest], rows: Sequence[Mapping[str, StrategyRow]]
 ) -> pathlib.Path:
     """Writes `backtest.json` into a run's folder: for each commission what `compare` gave."""
     path = pathlib.Path(folder) / BACKTEST
@@ -168,7 +176,7 @@ COLUMNS = (
 )
 
 
-def backtest_table(rows: Mapping[str, Row]) -> str:
+def backtest_table(rows: Mapping[str, StrategyRow]) -> str:
     """Lines of text: for each name the value of each measure, below a mean its interval, and what that is of.
 
     Args:
@@ -186,7 +194,7 @@ def backtest_table(rows: Mapping[str, Row]) -> str:
     return "\n".join(lines + _caption(list(rows.values())))
 
 
-def _caption(rows: Sequence[Row]) -> list[str]:
+def _caption(rows: Sequence[StrategyRow]) -> list[str]:
     over_seeds = [row for row in rows if row.seeds > 1]
     over_draws = [row for row in rows if row.seeds == 1 < row.draws]
     lines = ["Below a mean: its interval of 95 %, by bootstrap"] if over_seeds or over_draws else []

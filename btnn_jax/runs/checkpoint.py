@@ -19,7 +19,7 @@ import numpy as np
 
 from btnn_jax._errors import first_line, import_extra
 from btnn_jax.runs.folder import Folder, RunError, version
-from btnn_jax.runs.processes import ProcessLostError, first_only, is_first, together
+from btnn_jax.runs.processes import ProcessLostError, detect_lost_process, first_only, is_first
 
 __all__ = ["CheckpointError", "Checkpoints", "from_arrays", "to_arrays"]
 
@@ -152,7 +152,7 @@ class Checkpoints:
 
         Args:
           like: a state of the same structure, shapes and dtypes, or the `jax.eval_shape` of one; leaves with a
-            sharding are placed by it, whatever devices they were saved from.
+            sharding are with_shardings by it, whatever devices they were saved from.
           update: which checkpoint; None for the newest.
 
         Returns:
@@ -217,7 +217,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self, update: int | None) -> Iterator[None]:
-        with together():  # another try would wait for a lost process
+        with detect_lost_process():  # another try would wait for a lost process
             try:
                 yield
             except Exception as error:  # as for reading

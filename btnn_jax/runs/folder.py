@@ -94,7 +94,7 @@ def _check_free(path: pathlib.Path) -> None:
 
 
 def read_settings(folder: Folder) -> dict[str, Any]:
-    """What `create_folder` wrote.
+    """Reads the settings that `create_folder` wrote.
 
     Raises:
       RunError: there is no such folder, or it is not a run's.
@@ -141,7 +141,7 @@ def locked(folder: Folder) -> Iterator[None]:
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """What a file of JSON holds.
+    """Reads a JSON file.
 
     Raises:
       OSError: it cannot be read.

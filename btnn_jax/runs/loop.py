@@ -17,10 +17,10 @@ import numpy as np
 
 from btnn_jax.runs.checkpoint import CheckpointError, Checkpoints
 from btnn_jax.runs.folder import CHECKPOINTS, METRICS, RunError, locked, read_settings
-from btnn_jax.runs.metrics import Means, MetricsWriter, add_metrics, no_means, read_means, read_metrics
-from btnn_jax.runs.processes import first_only, is_first, most, together
+from btnn_jax.runs.metrics import MetricSums, MetricsWriter, add_metrics, read_means, read_metrics, zero_sums
+from btnn_jax.runs.processes import detect_lost_process, first_only, is_first, max_over_processes
 from btnn_jax.runs.profiling import Profiler, peak_memory
-from btnn_jax.runs.progress import Progress, Reporter, Silent, short
+from btnn_jax.runs.progress import Progress, Reporter, Silent, format_count
 
 __all__ = ["LoopOptions", "Outcome", "Program", "run_loop"]
 
@@ -32,7 +32,7 @@ _IN_FLIGHT = 2
 
 
 class Program(NamedTuple):
-    """What a run computes, as the loop sees it."""
+    """The computation of a run, as the loop sees it."""
 
     title: str  # of the run with its seed, for people
     init: Callable[[Any], PyTree]  # seed, uint32 -> state
@@ -44,7 +44,7 @@ class Program(NamedTuple):
     result: Callable[[dict[str, float]], str]  # how well it goes, in a few words, from the metrics
     score: Callable[[dict[str, float]], float | None]  # higher is better; None where it is not known yet
     inputs: tuple[PyTree, ...] = ()  # what every step is given besides the state
-    everywhere: jax.sharding.Sharding | None = None  # of what lies on all devices; None for the one there is
+    replicated: jax.sharding.Sharding | None = None  # of what lies on all devices; None for the one there is
     act: Callable[[PyTree], Any] | None = None  # the part of `step` that acts; None where nothing does
 
 
@@ -114,7 +114,7 @@ def run_loop(
             name: x for name, x in read_settings(folder).items() if name not in ("versions", "device")
         }
         checkpoints = stack.enter_context(Checkpoints(folder / CHECKPOINTS, keep=keep, settings=settings))
-        stack.enter_context(together())
+        stack.enter_context(detect_lost_process())
         reporter.note(f"{program.title}, in {folder}")
         newest = checkpoints.latest()
         if newest is None and (checkpoint is not None or (folder / METRICS).exists()):
@@ -127,7 +127,7 @@ def run_loop(
             start = newest if checkpoint is None else checkpoint
             state = checkpoints.restore(program.state, start)
             checkpoints.drop_after(start)
-            reporter.note(f"resumed at {short(start * program.steps_per_update)} steps")
+            reporter.note(f"resumed at {format_count(start * program.steps_per_update)} steps")
         if start >= program.num_updates:  # opening the metrics would touch them
             seconds = read_metrics(folder).get("seconds", [0.0])[-1]
             return Outcome(state, start * program.steps_per_update, float(seconds), None)
@@ -162,7 +162,7 @@ def run_loop(
             if len(in_flight) > _IN_FLIGHT:
                 in_flight.popleft().block_until_ready()
             now = time.monotonic()
-            signum, save, record = most(
+            signum, save, record = max_over_processes(
                 stop.signum or 0, now >= saved + 60 * checkpoint_minutes, now >= logged + log_seconds
             )
             if record:
@@ -195,7 +195,7 @@ def run_loop(
         if recorder.skipped > max_skipped:
             raise RunError(
                 f"{recorder.skipped:.0f} gradient steps were not finite; the run stopped at "
-                f"{short(update * program.steps_per_update)} steps, and its last finite parameters are in {folder}"
+                f"{format_count(update * program.steps_per_update)} steps; its last finite parameters are in {folder}"
             )
         # The recorded time: a resumed run counts on from it, and saving is not training.
         return Outcome(state, update * program.steps_per_update, recorder.recorded, signum or None)
@@ -210,7 +210,7 @@ class _Recorder:
         self._program, self._writer, self._reporter = program, writer, reporter
         self._first = self._update = update
         self._started = self._now = time.monotonic()
-        self._kept: tuple[int, Means] | None = None
+        self._kept: tuple[int, MetricSums] | None = None
         self.recorded = writer.seconds  # of training, up to the last record
         self.score: float | None = None  # as of the last record
         self.skipped = 0.0  # gradient steps left out since `update`
@@ -220,7 +220,7 @@ class _Recorder:
         """Of training in all sessions of the run."""
         return self._writer.seconds + time.monotonic() - self._started
 
-    def keep(self, update: int, means: Means) -> None:
+    def keep(self, update: int, means: MetricSums) -> None:
         """Takes the means of the updates up to `update`, which may still be under way."""
         self._kept = update, means
 
@@ -262,8 +262,8 @@ class _Recorder:
 class _Compiled(NamedTuple):
     """The train step that adds its metrics up, compiled ahead of time."""
 
-    step: Callable[..., tuple[PyTree, Means]]
-    nothing: Means  # the empty means to start from
+    step: Callable[..., tuple[PyTree, MetricSums]]
+    nothing: MetricSums  # the empty means to start from
     compile_seconds: float
     planned_bytes: float | None  # on each device; None where the compiler does not say
 
@@ -272,11 +272,11 @@ def _compile(program: Program, reporter: Reporter) -> _Compiled:
     reporter.note("compiling the train step ...")
     started = time.monotonic()
 
-    def step(state: PyTree, means: Means, *inputs: PyTree) -> tuple[PyTree, Means]:
+    def step(state: PyTree, means: MetricSums, *inputs: PyTree) -> tuple[PyTree, MetricSums]:
         state, metrics = program.step(state, *inputs)
         return state, add_metrics(means, metrics)
 
-    nothing = jax.device_put(no_means(program.metrics), program.everywhere)
+    nothing = jax.device_put(zero_sums(program.metrics), program.replicated)
     compiled = jax.jit(step, donate_argnums=0).lower(program.state, nothing, *program.inputs).compile()
     seconds, memory = time.monotonic() - started, compiled.memory_analysis()
     planned = memory.argument_size_in_bytes + memory.temp_size_in_bytes if memory else None

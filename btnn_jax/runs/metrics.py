@@ -18,55 +18,58 @@ from btnn_jax._errors import import_extra
 from btnn_jax.runs.folder import EVENTS, METRICS, Folder, RunError, write_text
 
 __all__ = [
-    "LATEST",
-    "OF_EPISODES",
-    "Means",
+    "EPISODES",
+    "LAST_VALUE",
+    "MetricSums",
     "MetricsWriter",
     "add_metrics",
-    "no_means",
     "read_means",
     "read_metrics",
+    "zero_sums",
 ]
 
-# Running counts, schedules, and what was measured at the end: their mean says nothing.
-LATEST = ("skipped", "learning_rate", "beta", "validation_loss", "validation_kl")
-# Undefined until an episode has finished.
-OF_EPISODES = ("episode_return", "episode_length", "episode_return_std")
+# Running counts, schedules, and what was measured at the end: the newest value is recorded rather than a mean.
+LAST_VALUE = ("skipped", "learning_rate", "beta", "validation_loss", "validation_kl")
+EPISODES = "episode_"  # how the names of metrics start that are unknown until an episode has finished
 
 
-class Means(NamedTuple):
-    """Metrics of several updates on the device."""
+class MetricSums(NamedTuple):
+    """Metrics of several updates, summed on the device."""
 
-    total: dict[str, jax.Array]  # float32 [], sum over updates; of `LATEST` the newest value
+    total: dict[str, jax.Array]  # float32 [], sum over updates; of `LAST_VALUE` the newest value
+    known: dict[str, jax.Array]  # int32 [], the updates in which the metric was known; of `LAST_VALUE` 1
     updates: jax.Array  # int32 []
-    with_episodes: jax.Array  # int32 [], updates before which an episode had finished
 
 
-def no_means(metrics: Any) -> Means:
-    """The means of no update, for metrics of these names (a dict with any values)."""
+def zero_sums(metrics: Any) -> MetricSums:
+    """The sums over no update, for metrics of these names (a dict with any values)."""
     zero = jnp.zeros((), jnp.int32)
-    return Means({name: jnp.zeros((), jnp.float32) for name in metrics}, zero, zero)
-
-
-def add_metrics(means: Means, metrics: dict[str, jax.Array]) -> Means:
-    """The means of one more update; pure."""
-    finished = jnp.asarray(metrics.get("episode_length", 0) > 0, jnp.int32)
-    return Means(
-        {name: x if name in LATEST else means.total[name] + x for name, x in metrics.items()},
-        means.updates + 1,
-        means.with_episodes + finished,
+    return MetricSums(
+        {name: jnp.zeros((), jnp.float32) for name in metrics}, dict.fromkeys(metrics, zero), zero
     )
 
 
-def read_means(means: Means) -> dict[str, float]:
-    """Fetches the means from the device, without what no update could know; waits for the device."""
-    host = jax.device_get(means)
-    averaged = {}
-    for name, total in host.total.items():
-        count = 1 if name in LATEST else host.with_episodes if name in OF_EPISODES else host.updates
-        if count > 0:
-            averaged[name] = float(total) / int(count)
-    return averaged
+def add_metrics(sums: MetricSums, metrics: dict[str, jax.Array]) -> MetricSums:
+    """The sums with one more update; pure.
+
+    A metric of episodes is known once an episode has finished; that of one seed among several is NaN until then.
+    """
+    finished = jnp.asarray(metrics.get("episode_length", 0) > 0)
+    total, count = {}, {}
+    for name, x in metrics.items():
+        if name in LAST_VALUE:
+            total[name], count[name] = x, jnp.ones((), jnp.int32)
+            continue
+        known = finished & ~jnp.isnan(x) if name.startswith(EPISODES) else jnp.ones((), bool)
+        total[name] = sums.total[name] + jnp.where(known, x, 0.0)
+        count[name] = sums.known[name] + known.astype(jnp.int32)
+    return MetricSums(total, count, sums.updates + 1)
+
+
+def read_means(sums: MetricSums) -> dict[str, float]:
+    """Fetches the means from the device, without those that no update knew; waits for the device."""
+    host = jax.device_get(sums)
+    return {name: float(x) / int(host.known[name]) for name, x in host.total.items() if host.known[name] > 0}
 
 
 class MetricsWriter:
@@ -78,7 +81,7 @@ class MetricsWriter:
       silent: writes nothing: another process does.
 
     Attributes:
-      seconds: of training up to `resume_from`.
+      seconds: training time up to `resume_from`.
 
     Raises:
       ModuleNotFoundError: tensorboardX is not installed.
@@ -102,7 +105,7 @@ class MetricsWriter:
 
         Args:
           steps: so far.
-          seconds: of training so far.
+          seconds: training time so far.
           metrics: name -> value; a value that is not finite becomes null.
 
         Raises:
@@ -133,8 +136,7 @@ class MetricsWriter:
 class _Events:
     """A file of TensorBoard's events.
 
-    It is written without the thread of tensorboardX's `SummaryWriter`, which a full disk ends and whose end nobody
-    is told of: the training would wait for it for ever.
+    `SummaryWriter`'s thread dies silently on a full disk and would hang training, so events are written directly.
     """
 
     def __init__(self, folder: pathlib.Path, resume_from: int) -> None:

@@ -11,7 +11,14 @@ import numpy as np
 from btnn_jax._errors import first_line
 from btnn_jax.runs.folder import RunError
 
-__all__ = ["ProcessLostError", "connect", "first_only", "is_first", "most", "together"]
+__all__ = [
+    "ProcessLostError",
+    "connect",
+    "detect_lost_process",
+    "first_only",
+    "is_first",
+    "max_over_processes",
+]
 
 # Long enough for a slow disk or network, short enough to learn of a lost process within a minute.
 _HEARTBEAT_SECONDS = 20
@@ -51,7 +58,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def most(*values: int) -> list[int]:
+def max_over_processes(*values: int) -> list[int]:
     """The largest of each value over all processes; all of them have to ask, and wait for each other."""
     if jax.process_count() == 1:
         return list(values)
@@ -74,13 +81,13 @@ def first_only(what: str) -> Iterator[bool]:
         failed = True
         raise
     finally:
-        (failed_somewhere,) = most(int(failed))
+        (failed_somewhere,) = max_over_processes(int(failed))
         if failed_somewhere and not failed:
             raise RunError(f"{what} failed on process 0, which says why")
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def detect_lost_process() -> Iterator[None]:
     """Turns the loss of another process into an error that says how to go on.
 
     Raises:

@@ -24,7 +24,7 @@ WARM, TIMED, TRACED = 3, 5, 5  # updates: the first ones are slower, tracing slo
 
 
 class Profile(NamedTuple):
-    """What was measured; seconds and bytes of one device."""
+    """Measured seconds and bytes of one device."""
 
     compile_seconds: float
     update_seconds: float
@@ -44,7 +44,7 @@ class Profiler:
     Args:
       step: `(state, *inputs) -> (state, ...)`, compiled.
       act: `state -> anything`, the part of it that acts; compiled here. None where nothing acts.
-      state: of shapes only.
+      state: the state's shapes, as `jax.ShapeDtypeStruct`.
       folder: the run's.
       reporter: what is told of the table.
       steps_per_update: what is counted per second.

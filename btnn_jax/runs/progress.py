@@ -15,11 +15,11 @@ __all__ = [
     "Progress",
     "Reporter",
     "Silent",
-    "clock",
+    "format_count",
+    "format_duration",
     "make_reporter",
     "progress_line",
     "progress_words",
-    "short",
 ]
 
 
@@ -35,7 +35,7 @@ class Progress(NamedTuple):
 
 
 class Reporter(Protocol):
-    """What a run tells of itself."""
+    """Receives the progress of a run."""
 
     def note(self, text: str) -> None:
         """Shows one line that stays."""
@@ -121,7 +121,13 @@ class Bar:
     def update(self, progress: Progress) -> None:
         """Moves the bar."""
         steps, rate, result, clock = progress_words(progress)
-        fields = {"completed": progress.steps, "steps": steps, "rate": rate, "result": result, "clock": clock}
+        fields = {
+            "completed": progress.steps,
+            "steps": steps,
+            "rate": rate,
+            "result": result,
+            "format_duration": clock,
+        }
         if self._task is None:
             self._task = self._bar.add_task("", total=progress.total, **fields)
             self._bar.start()
@@ -150,17 +156,17 @@ def progress_line(progress: Progress) -> str:
 def progress_words(progress: Progress) -> tuple[str, str, str, str]:
     """Steps, speed, result and times of `progress`, each as a few words."""
     return (
-        f"{short(progress.steps)}/{short(progress.total)} steps",
+        f"{format_count(progress.steps)}/{format_count(progress.total)} steps",
         f"{progress.steps_per_second:,.0f} steps/s",
         progress.result,
-        f"{clock(progress.seconds)}, {clock(progress.left)} left",
+        f"{format_duration(progress.seconds)}, {format_duration(progress.left)} left",
     )
 
 
-def short(count: float) -> str:
+def format_count(count: float) -> str:
     """A number with a suffix, at most four digits.
 
-    >>> [short(x) for x in (0, 999, 1000, 131_072, 2_000_000, 2_560_000)]
+    >>> [format_count(x) for x in (0, 999, 1000, 131_072, 2_000_000, 2_560_000)]
     ['0', '999', '1k', '131k', '2M', '2.56M']
     """
     for size, suffix in ((1_000_000_000, "G"), (1_000_000, "M"), (1_000, "k")):
@@ -169,10 +175,10 @@ def short(count: float) -> str:
     return f"{count:g}"
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Hours, minutes and seconds.
 
-    >>> clock(3725.0), clock(float("nan"))
+    >>> format_duration(3725.0), format_duration(float("nan"))
     ('1:02:05', '-:--:--')
     """
     if not math.isfinite(seconds):

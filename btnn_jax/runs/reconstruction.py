@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from btnn_jax._errors import import_extra
-from btnn_jax.runs.autoencoder import Trained, load_autoencoder
+from btnn_jax.runs.autoencoder import TrainedAutoencoder, load_autoencoder
 from btnn_jax.runs.autoencoder_data import Examples
 from btnn_jax.runs.folder import EVALUATION, Folder, read_json, write_json
 
-__all__ = ["Errors", "compare", "compare_run", "errors_table", "pca_errors", "read_errors"]
+__all__ = ["ReconstructionErrors", "compare", "compare_run", "errors_table", "pca_errors", "read_errors"]
 
 _SHARE = "of the mean's"
 
 
-class Errors(NamedTuple):
+class ReconstructionErrors(NamedTuple):
     """Mean squared errors of the reconstruction, per number of an example."""
 
     latent: int  # numbers kept of an example
@@ -28,7 +28,7 @@ class Errors(NamedTuple):
     validation: float
 
 
-def compare_run(folder: Folder) -> dict[str, Errors]:
+def compare_run(folder: Folder) -> dict[str, ReconstructionErrors]:
     """Measures the autoencoder of a run's newest checkpoint and PCA, and writes `evaluation.json` into the folder.
 
     Returns:
@@ -45,19 +45,19 @@ def compare_run(folder: Folder) -> dict[str, Errors]:
     return errors
 
 
-def compare(trained: Trained) -> dict[str, Errors]:
+def compare(trained: TrainedAutoencoder) -> dict[str, ReconstructionErrors]:
     """The errors of an autoencoder, of PCA and of the mean; see `compare_run`."""
     _, examples, autoencoder, params = trained
     evaluate = jax.jit(autoencoder.evaluate)
     parts = (jnp.asarray(part) for part in (examples.train, examples.validation))
     train, validation = (float(evaluate(params, part)["loss"]) for part in parts)
     return {
-        "autoencoder": Errors(autoencoder.latent, train, validation),
+        "autoencoder": ReconstructionErrors(autoencoder.latent, train, validation),
         **pca_errors(examples, autoencoder.latent),
     }
 
 
-def pca_errors(examples: Examples, latent: int) -> dict[str, Errors]:
+def pca_errors(examples: Examples, latent: int) -> dict[str, ReconstructionErrors]:
     """The errors of `PCA` with `latent` components, and of the `mean` alone, both fitted on the training part.
 
     Raises:
@@ -72,23 +72,23 @@ def pca_errors(examples: Examples, latent: int) -> dict[str, Errors]:
 
     spread = [float(np.mean(np.square(x - pca.mean_))) for x in (train, validation)]
     return {
-        "PCA": Errors(pca.n_components_, error(train), error(validation)),
-        "mean": Errors(0, *spread),
+        "PCA": ReconstructionErrors(pca.n_components_, error(train), error(validation)),
+        "mean": ReconstructionErrors(0, *spread),
     }
 
 
-def read_errors(folder: Folder) -> dict[str, Errors]:
+def read_errors(folder: Folder) -> dict[str, ReconstructionErrors]:
     """The errors that `compare_run` wrote; empty where it has not been called."""
     path = pathlib.Path(folder) / EVALUATION
     if not path.is_file():
         return {}
-    return {name: Errors(**fields) for name, fields in read_json(path)["errors"].items()}
+    return {name: ReconstructionErrors(**fields) for name, fields in read_json(path)["errors"].items()}
 
 
-def errors_table(errors: Mapping[str, Errors]) -> str:
+def errors_table(errors: Mapping[str, ReconstructionErrors]) -> str:
     """The errors as lines of text; the last column is the validation error's share of that of the mean.
 
-    >>> print(errors_table({"PCA": Errors(16, 0.25, 0.2), "mean": Errors(0, 1.0, 0.8)}))
+    >>> print(errors_table({"PCA": ReconstructionErrors(16, 0.25, 0.2), "mean": ReconstructionErrors(0, 1.0, 0.8)}))
     squared error    latent    training  validation  of the mean's
     PCA                  16      0.2500      0.2000          25.0%
     mean                  0      1.0000      0.8000         100.0%

@@ -1,4 +1,4 @@
-"""What decides a run of an agent or of an autoencoder, written to its folder and read back."""
+"""The settings of a run of an agent or of an autoencoder, written to its folder and read back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a trained agent scores beside a random one."""
+"""Scores of a trained agent beside a random one."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def score_run(
     Args:
       folder: the run's; it may have been interrupted.
       episodes: how many each agent plays.
-      seed: of the episodes.
+      seed: seed of the episodes.
       max_steps: where to cut an episode that does not end.
       best: play the checkpoint with the highest return in training rather than the newest.
       keep: write `evaluation.json`, which pictures show as the run's result.
@@ -88,9 +88,9 @@ def score(
 
     Args:
       agent: the run's.
-      params: of the policy; leading with an axis of seeds where `seeds` names them.
+      params: parameters of the policy; leading with an axis of seeds where `seeds` names them.
       episodes: how many each agent plays.
-      seed: of the episodes.
+      seed: seed of the episodes.
       max_steps: where to cut an episode that does not end.
       seeds: the agents' seeds; None for one agent.
     """

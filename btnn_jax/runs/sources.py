@@ -77,7 +77,7 @@ def describe_object(env: Environment) -> tuple[str, dict[str, Any], Environment 
 
 
 def lasting_source(source: Any, names: Collection[str]) -> Any:
-    """What to keep of where data come from: the whole path of a file, as a run may go on from another folder.
+    """The source to store in a run's folder: the absolute path of a file, so that the run can resume from anywhere.
 
     Args:
       source: what was asked for.

@@ -1,4 +1,4 @@
-"""What a trading agent makes of a stretch of time: its account, those of simple strategies, and a table of them."""
+"""Backtests as pure functions: the accounts of an agent and of simple strategies over a stretch of time."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ def trade_draws(
 def trade_all(
     env: TradingEnvironment, policy: Policy, params: PyTree, key: jax.Array, *, at_once: int = DRAWS
 ) -> tuple[dict[str, Account], dict[str, Performance]]:
-    """What agents and the simple strategies make of one episode.
+    """Trades one episode with agents and with the simple strategies.
 
     Args:
       env: as for `make_backtest`.

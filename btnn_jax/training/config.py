@@ -56,8 +56,8 @@ class UnrealConfig(Config):
     total_steps: int = option(
         400_000, "environment steps of the whole run; the schedules end there", at_least=1
     )
-    discount: float = option(0.99, "of rewards, per step", at_least=0, at_most=1)
-    gae_lambda: float = option(0.95, "of generalized advantage estimation", at_least=0, at_most=1)
+    discount: float = option(0.99, "discount of rewards per step", at_least=0, at_most=1)
+    gae_lambda: float = option(0.95, "lambda of generalized advantage estimation", at_least=0, at_most=1)
 
     algorithm: str = option(
         "ppo",
@@ -67,7 +67,7 @@ class UnrealConfig(Config):
     )
     epochs: int = option(2, "ppo: passes over each rollout", at_least=1)
     minibatches: int = option(4, "ppo: parts of each rollout, a divisor of num_envs", at_least=1)
-    ppo_epsilon: float = option(0.2, "ppo: how far the policy's probability ratio is followed", above=0)
+    ppo_epsilon: float = option(0.2, "ppo: clip range of the policy's probability ratio", above=0)
     normalize_advantages: bool = option(True, "scale advantages to mean 0 and deviation 1")
     normalize_returns: bool = option(
         True,
@@ -77,20 +77,20 @@ class UnrealConfig(Config):
     value_weight: float = option(0.5, "weight of the value loss", at_least=0)
     entropy_beta: float = option(0.03, "weight of the policy's entropy", at_least=0)
     entropy_beta_final: float | None = option(
-        None, "what entropy_beta changes to linearly by the end; none keeps it", at_least=0
+        None, "value that entropy_beta reaches linearly at the end; none keeps it constant", at_least=0
     )
 
     learning_rate: float = option(3e-3, "Adam's step size", topic="optimizer", above=0)
     learning_rate_schedule: str = option("linear", "linear and cosine go down to 0", choices=SCHEDULES)
-    max_grad_norm: float = option(0.5, "bound of the global norm of the gradients", above=0)
-    adam_epsilon: float = option(1e-5, "in Adam's denominator", above=0)
+    max_grad_norm: float = option(0.5, "bound on the global norm of the gradients", above=0)
+    adam_epsilon: float = option(1e-5, "epsilon in Adam's denominator", above=0)
 
     pc_weight: float = option(
         0.01, "weight of pixel control", topic="auxiliary tasks (a weight of 0 leaves a task out)", at_least=0
     )
     vr_weight: float = option(0.5, "weight of value replay", at_least=0)
     rp_weight: float = option(0.5, "weight of reward prediction", at_least=0)
-    pc_discount: float = option(0.9, "of pixel changes, per step", at_least=0, at_most=1)
+    pc_discount: float = option(0.9, "discount of pixel changes per step", at_least=0, at_most=1)
     pc_cell: tuple[int, int] = option(
         (2, 2), "pixels of a cell of the pixel-control grid: height,width", at_least=1
     )
@@ -265,7 +265,7 @@ class AutoencoderConfig(Config):
         at_least=1,
     )
     resize_method: str = option("bilinear", "how the decoder makes features larger", choices=RESIZE_METHODS)
-    pad: str = option("SAME", "of the convolutions", choices=PADS)
+    pad: str = option("SAME", "padding of the convolutions", choices=PADS)
 
     beta: float = option(
         1.0,
@@ -283,7 +283,7 @@ class AutoencoderConfig(Config):
     )
     batch: int = option(128, "examples of a gradient step", at_least=1)
     learning_rate: float = option(1e-3, "Adam's first step size", above=0)
-    max_grad_norm: float = option(1.0, "bound of the global norm of the gradients", above=0)
+    max_grad_norm: float = option(1.0, "bound on the global norm of the gradients", above=0)
     steps_per_update: int = option(
         200, "gradient steps between two measurements of the validation part", at_least=1
     )

@@ -20,7 +20,7 @@ from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.objective import Hyperparameters
 from btnn_jax.training.unreal import TrainState, hyperparameters, make_unreal
 
-__all__ = ["DEVICES", "SHARDS", "Mapped", "by_shard", "make_mapped", "placed"]
+__all__ = ["DEVICES", "SHARDS", "Mapped", "make_mapped", "state_prefix", "with_shardings"]
 
 PyTree = Any
 DEVICES, SHARDS = "devices", "shards"
@@ -36,7 +36,7 @@ class Mapped(NamedTuple):
     shardings: TrainState  # where each part of the state lives, a prefix of it
 
 
-def by_shard(*, each: Any, all_: Any) -> TrainState:
+def state_prefix(*, each: Any, all_: Any) -> TrainState:
     """A prefix of the state: `each` for what every shard has of its own, `all_` for what they share."""
     return TrainState(
         params=all_,
@@ -79,13 +79,13 @@ def make_mapped(
     mesh = Mesh(np.asarray(devices), (DEVICES,))
     names = (DEVICES, SHARDS) if len(devices) > 1 else SHARDS
     init, step, act, policy = make_unreal(config, env, policy=policy, pretrained=pretrained, axis_name=names)
-    axes = by_shard(each=0, all_=None)
+    axes = state_prefix(each=0, all_=None)
     mapping: dict[str, Any] = {"axis_name": SHARDS, "axis_size": config.shards // len(devices)}
 
     start = jax.vmap(init, in_axes=None, out_axes=axes, **mapping)
     advance = jax.vmap(step, in_axes=(axes,), out_axes=(axes, None), **mapping)
     act = jax.vmap(act, in_axes=(axes,))
-    specs = by_shard(each=P(DEVICES), all_=P())
+    specs = state_prefix(each=P(DEVICES), all_=P())
     if len(devices) > 1:
         # The step averages gradients itself. With check_vma=True `shard_map` would add those of replicated parameters
         # up as well, once more than there are.
@@ -102,11 +102,11 @@ def make_mapped(
     )
 
 
-def placed(state: TrainState, shardings: TrainState, *, lead: int = 0) -> TrainState:
+def with_shardings(state: TrainState, shardings: TrainState, *, lead: int = 0) -> TrainState:
     """The shapes of `state` with where they lie.
 
     Args:
-      state: of shapes only.
+      state: the state's shapes, as `jax.ShapeDtypeStruct`.
       shardings: those of `make_mapped`.
       lead: axes of `vmap` before the shards'.
     """

@@ -1,4 +1,4 @@
-"""What one gradient step minimises: the actor-critic loss and the losses of UNREAL's tasks."""
+"""The loss of one gradient step: the actor-critic loss and the losses of UNREAL's tasks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from btnn_jax import losses, targets
 from btnn_jax.ops import categorical
 from btnn_jax.parameters import frozen_mask, return_scale
-from btnn_jax.protocol import AgentInput, Policy, PolicyOutput, State
+from btnn_jax.protocol import AgentInput, Policy, PolicyOutput, RecurrentState
 from btnn_jax.replay import Frames, Replay, ReplayState, Window
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.rollout import Rollout
@@ -52,12 +52,12 @@ class Hyperparameters(NamedTuple):
 
 
 class OnPolicy(NamedTuple):
-    """What a gradient step needs of the rollout; leaves `[T, B, ...]`, the core's `[B, ...]`."""
+    """The part of a rollout that a gradient step needs; leaves `[T, B, ...]`, the core's `[B, ...]`."""
 
     rollout: Rollout
     advantage: Array  # float32
     returns: Array  # float32
-    core: State  # float32, before the first step
+    core: RecurrentState  # float32, before the first step
 
 
 def make_objective(
@@ -80,8 +80,8 @@ def make_objective(
     """
 
     def apply(
-        params: PyTree, inputs: AgentInput, core: State, noise_key: Array
-    ) -> tuple[PolicyOutput, State]:
+        params: PyTree, inputs: AgentInput, core: RecurrentState, noise_key: Array
+    ) -> tuple[PolicyOutput, RecurrentState]:
         return policy.apply({"params": params}, inputs, core, rngs={"noise": noise_key})
 
     def head(params: PyTree, method: str, x: PyTree, noise_key: Array) -> PyTree:
@@ -114,7 +114,9 @@ def make_objective(
             return losses.aac_loss(*arguments, **weights)
         return losses.ppo_loss(*arguments, batch.rollout.logits, epsilon=config.ppo_epsilon, **weights)
 
-    def apply_with_burn_in(params: PyTree, inputs: AgentInput, core: State, noise_key: Array) -> PolicyOutput:
+    def apply_with_burn_in(
+        params: PyTree, inputs: AgentInput, core: RecurrentState, noise_key: Array
+    ) -> PolicyOutput:
         """Answers to a window; no gradient flows into steps that only refresh the recurrent state."""
         burn_in = config.replay_burn_in
         if burn_in == 0:
@@ -236,7 +238,7 @@ def make_objective(
 
 
 def to_replay(record: Rollout) -> ReplayStep:
-    """What the replay keeps of a rollout."""
+    """The part of a rollout that the replay stores."""
     return ReplayStep(
         observation=record.inputs.observation,
         last_action=record.inputs.last_action,

@@ -12,7 +12,7 @@ from flax.core import unfreeze
 from btnn_jax.encoders import as_image, image_stream, one_stream
 from btnn_jax.envs.base import Environment
 from btnn_jax.ops.pixel_change import pixel_change_2d_estimator
-from btnn_jax.protocol import AgentInput, Policy, PolicyOutput, State, action_distribution
+from btnn_jax.protocol import AgentInput, Policy, PolicyOutput, RecurrentState, action_distribution
 
 __all__ = ["Actors", "Rollout", "make_rollout"]
 
@@ -24,7 +24,7 @@ class Actors(NamedTuple):
 
     env_state: PyTree  # leaves [B, ...]
     inputs: AgentInput  # leaves [B, ...], of the step that comes next
-    core: State  # recurrent state before that step
+    core: RecurrentState  # recurrent state before that step
     keys: jax.Array  # [B], each environment's own stream: no two share one
     episode_return: jax.Array  # float32 [B], of the episode under way
     episode_length: jax.Array  # int32 [B]
@@ -70,7 +70,7 @@ def make_rollout(
       length: `T`.
       pc_cell: pixels of a cell of the pixel-change maps; None records none.
       pc_stream: observation stream that the maps are made of, see `btnn_jax.encoders.image_stream`.
-      discount: of the discounted sums of the rewards so far; None records none.
+      discount: per step, for the discounted sums of rewards; None records none.
 
     Returns:
       `reset(key) -> Actors`, and `rollout(params, actors, noise_key) -> (actors, Rollout, last_value [B])`, which holds
@@ -103,8 +103,8 @@ def make_rollout(
         )
 
     def apply(
-        params: PyTree, inputs: AgentInput, core: State, noise_key: jax.Array
-    ) -> tuple[PolicyOutput, State]:
+        params: PyTree, inputs: AgentInput, core: RecurrentState, noise_key: jax.Array
+    ) -> tuple[PolicyOutput, RecurrentState]:
         inputs = jax.tree.map(lambda x: x[None], inputs)
         output, core = policy.apply({"params": params}, inputs, core, rngs={"noise": noise_key})
         return jax.tree.map(lambda x: x[0], output), core

@@ -63,7 +63,7 @@ class TrainStep(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    """What the functions of a train step share."""
+    """Values that the functions of a train step share."""
 
     config: UnrealConfig
     env: Environment
@@ -320,12 +320,12 @@ def _episode_metrics(actors: Actors, axis_name: losses.AxisName | None) -> Metri
 
 
 def hyperparameters(config: UnrealConfig) -> Hyperparameters:
-    """Those of the configuration."""
+    """The `Hyperparameters` of a configuration."""
     return Hyperparameters(*(getattr(config, name) for name in Hyperparameters._fields))
 
 
 def make_lr_decay(config: UnrealConfig) -> optax.Schedule:
-    """What is left of the learning rate, from 1 down to 0, by number of updates."""
+    """The factor of the learning rate, from 1 down to 0, by number of updates."""
     if config.learning_rate_schedule == "linear":
         return optax.linear_schedule(1.0, 0.0, config.num_updates)
     if config.learning_rate_schedule == "cosine":

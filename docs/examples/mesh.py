@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from btnn_jax import envs
 from btnn_jax.training.config import UnrealConfig
-from btnn_jax.training.mapping import by_shard, make_mapped
+from btnn_jax.training.mapping import make_mapped, state_prefix
 
 jax.config.update("jax_num_cpu_devices", 8)  # where there is nothing but the host
 
@@ -42,7 +42,7 @@ def by_rows(x):
     return sharded if x.ndim and x.shape[0] % config.shards == 0 else replicated
 
 
-where = by_shard(each=sharded, all_=replicated).replace(opt_state=jax.tree.map(by_rows, state.opt_state))
+where = state_prefix(each=sharded, all_=replicated).replace(opt_state=jax.tree.map(by_rows, state.opt_state))
 state = jax.device_put(state, where)
 step = jax.jit(mapped.step, out_shardings=(where, replicated), donate_argnums=0)
 for _ in range(config.num_updates):

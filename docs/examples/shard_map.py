@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from btnn_jax import envs
 from btnn_jax.training.config import UnrealConfig
-from btnn_jax.training.mapping import by_shard
+from btnn_jax.training.mapping import state_prefix
 from btnn_jax.training.unreal import make_unreal
 
 jax.config.update("jax_num_cpu_devices", 8)  # where there is nothing but the host
@@ -29,7 +29,7 @@ config = UnrealConfig(
     rp_weight=0,
 )
 init, step, *_ = make_unreal(config, envs.make("Catch-bsuite"), axis_name="devices")
-specs = by_shard(each=P("devices"), all_=P())
+specs = state_prefix(each=P("devices"), all_=P())
 
 
 def own(function, state):

@@ -240,7 +240,7 @@ def test_gradient_steps_left_out_are_told(capsys):
         class state:  # noqa: N801
             skipped = 3
 
-    commands._told(Result, "train")
+    commands._report(Result, "train")
     assert "3 gradient steps were not finite" in capsys.readouterr().out
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from btnn_jax.ops.convolution import conv2d
-from btnn_jax.ops.resize import interpolation_matrix, resize2d, resize_conv2d, taps_come_first
+from btnn_jax.ops.resize import fused_is_cheaper, interpolation_matrix, resize2d, resize_conv2d
 
 METHODS = ["bilinear", "nearest", "bicubic", "area"]
 SIZES = [(5, 5), (5, 8), (8, 3), (1, 4), (4, 1), (7, 14), (2, 13)]
@@ -102,7 +102,7 @@ def test_taps_before_resizing_are_a_convolution_of_the_resized(method, padding, 
 def test_taps_come_first_for_signals_and_small_images():
     signal = ((15, 1, 32), (3, 1, 32, 32), (30, 1))
     small, large = (((n, n, 32), (3, 3, 32, 32), (2 * n, 2 * n)) for n in (14, 128))
-    assert [taps_come_first(*shapes) for shapes in (signal, small, large)] == [True, True, False]
+    assert [fused_is_cheaper(*shapes) for shapes in (signal, small, large)] == [True, True, False]
 
 
 def test_leading_axes_vmap_and_types():

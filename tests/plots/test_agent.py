@@ -160,3 +160,16 @@ def test_greedy_and_sampled_evaluations_are_both_shown():
     labels = [text.get_text() for text in figure.axes[0].get_legend().texts]
     assert "evaluated, greedy: 3.5 ± 0.25" in labels
     assert "evaluated, sampled: 2.5 ± 0.25" in labels
+
+
+def test_each_seed_is_drawn_with_the_interval_of_their_mean():
+    run = curves([100, 200, 300], [2, 3, 4])
+    for seed, shift in enumerate((-1.0, 0.0, 1.0)):
+        run.metrics[f"episode_return_seed{seed}"] = np.array([np.nan, 3, 4]) + shift
+    axes = plots.draw([run]).axes[0]
+    assert len(axes.lines) == 4
+    (band,) = axes.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert heights.min() >= 2
+    assert heights.max() <= 5
+    assert "mean of 3 seeds" in axes.get_legend().texts[0].get_text()

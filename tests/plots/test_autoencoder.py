@@ -9,10 +9,10 @@ import pytest
 
 from btnn_jax.data import Scale
 from btnn_jax.plots import autoencoder as plots
-from btnn_jax.runs.autoencoder import Trained
+from btnn_jax.runs.autoencoder import TrainedAutoencoder
 from btnn_jax.runs.autoencoder_data import Examples
 from btnn_jax.runs.folder import METRICS, RunError
-from btnn_jax.runs.reconstruction import Errors
+from btnn_jax.runs.reconstruction import ReconstructionErrors
 from btnn_jax.runs.run import AutoencoderRun
 from btnn_jax.training.autoencoder import make_autoencoder
 from btnn_jax.training.config import AutoencoderConfig
@@ -34,7 +34,7 @@ def test_the_learning_curve_has_pca_as_a_line():
         "reconstruction_loss": np.array([1.0, 0.5, 0.2]),
         "validation_loss": np.array([0.9, 0.4, 0.25]),
     }
-    axes = plots.draw_learning(metrics, {"PCA": Errors(8, 0.2, 0.3)}).axes[0]
+    axes = plots.draw_learning(metrics, {"PCA": ReconstructionErrors(8, 0.2, 0.3)}).axes[0]
     training, _, validation, _, pca = (line.get_xydata() for line in axes.lines)
     np.testing.assert_array_equal(training, np.stack([metrics["steps"], metrics["reconstruction_loss"]], 1))
     np.testing.assert_array_equal(validation, np.stack([metrics["steps"], metrics["validation_loss"]], 1))
@@ -141,7 +141,9 @@ def trained(tmp_path, monkeypatch):
     autoencoder = make_autoencoder(config, jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
     params = jax.jit(autoencoder.init)(jax.random.key(0)).params
     run = AutoencoderRun("data.csv", config)
-    monkeypatch.setattr(plots, "load_autoencoder", lambda folder: Trained(run, examples, autoencoder, params))
+    monkeypatch.setattr(
+        plots, "load_autoencoder", lambda folder: TrainedAutoencoder(run, examples, autoencoder, params)
+    )
     return tmp_path
 
 

@@ -47,10 +47,10 @@ def test_positions_are_shaded_from_the_row_before_and_marked_there():
         return [tuple(path.get_extents().intervalx) for path in drawn[name].get_paths()]
 
     assert shaded("long") == [(0, 2), (5, 6)]
-    assert shaded("short") == [(2, 3)]
+    assert shaded("format_count") == [(2, 3)]
     marked = {name: drawn[name].get_offsets().tolist() for name in ("buys", "sells short", "goes flat")}
     assert marked == {"buys": [[0, 100], [5, 105]], "sells short": [[2, 103]], "goes flat": [[3, 102]]}
-    for name, colour in (("long", LONG), ("buys", LONG), ("short", SHORT), ("sells short", SHORT)):
+    for name, colour in (("long", LONG), ("buys", LONG), ("format_count", SHORT), ("sells short", SHORT)):
         assert matplotlib.colors.same_color(drawn[name].get_facecolor()[0][:3], colour)
 
 
@@ -114,7 +114,7 @@ def test_of_many_trades_only_the_shading_is_left():
     rows = np.arange(400)
     figure = draw_trades(rows, 100.0 + rows, rows % 2, 10.0 + rows, {})
     names = list(by_label(figure.axes[0].collections))
-    assert names == ["long", "short"]
+    assert names == ["long", "format_count"]
 
 
 def test_an_agent_that_never_trades_can_be_drawn():

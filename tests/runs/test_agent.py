@@ -254,7 +254,7 @@ def test_a_folder_that_cannot_be_used_is_one_line(tmp_path, monkeypatch):
 
 def test_a_file_of_prices_is_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "make_agent", lambda *_, **__: None)
-    monkeypatch.setattr(runs, "_go", lambda folder, *_, **__: folder)
+    monkeypatch.setattr(runs, "_run_program", lambda folder, *_, **__: folder)
     monkeypatch.chdir(tmp_path)
     for name in ("prices.csv", "sine"):
         (tmp_path / name).touch()

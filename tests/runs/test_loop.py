@@ -94,13 +94,13 @@ def test_the_last_checkpoint_has_its_score(folder):
 @pytest.fixture
 def ten_seconds(monkeypatch):
     """What every update takes."""
-    most, now = loop.most, [0.0]
+    max_over_processes, now = loop.max_over_processes, [0.0]
 
     def later(*values):
         now[0] += 10
-        return most(*values)
+        return max_over_processes(*values)
 
-    monkeypatch.setattr(loop, "most", later)
+    monkeypatch.setattr(loop, "max_over_processes", later)
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from btnn_jax.runs.folder import RunError
-from btnn_jax.runs.metrics import MetricsWriter, add_metrics, no_means, read_means, read_metrics
+from btnn_jax.runs.metrics import MetricsWriter, add_metrics, read_means, read_metrics, zero_sums
 
 
 def updates():
@@ -26,7 +26,7 @@ def updates():
 
 
 def test_means_over_updates_and_the_latest_where_a_mean_says_nothing():
-    means = no_means(updates()[0])
+    means = zero_sums(updates()[0])
     for metrics in updates():
         means = jax.jit(add_metrics)(means, metrics)
     expected = {
@@ -40,7 +40,7 @@ def test_means_over_updates_and_the_latest_where_a_mean_says_nothing():
 
 
 def test_returns_are_unknown_until_an_episode_has_finished():
-    known = read_means(add_metrics(no_means(updates()[0]), updates()[0]))
+    known = read_means(add_metrics(zero_sums(updates()[0]), updates()[0]))
     assert "episode_return" not in known
     assert known["entropy"] == 1.0
 
@@ -113,3 +113,17 @@ def test_damage_is_a_clear_error(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"steps": 1}\nnonsense\n{"steps": 2}\n')
     with pytest.raises(RunError, match="line 2 is not a record"):
         read_metrics(tmp_path)
+
+
+def test_a_seed_is_unknown_until_an_episode_of_its_own_has_finished():
+    values = [(jnp.nan, 1.0), (2.0, 3.0), (4.0, 8.0)]
+    names = ("episode_return_seed0", "episode_return_seed1")
+    sums = zero_sums([*names, "episode_length"])
+    for row in values:
+        metrics = dict(zip(names, map(jnp.float32, row), strict=True))
+        sums = add_metrics(sums, {**metrics, "episode_length": jnp.float32(5)})
+    assert read_means(sums) == {
+        "episode_return_seed0": 3.0,
+        "episode_return_seed1": 4.0,
+        "episode_length": 5.0,
+    }

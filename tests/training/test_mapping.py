@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from btnn_jax import envs
 from btnn_jax.training.config import UnrealConfig
-from btnn_jax.training.mapping import by_shard, make_mapped, placed
+from btnn_jax.training.mapping import make_mapped, state_prefix, with_shardings
 from btnn_jax.training.unreal import hyperparameters, make_unreal
 
 CONFIG = UnrealConfig(
@@ -91,7 +91,7 @@ def test_a_compiler_that_divides_the_program_itself_learns_the_same():
 
     state = jax.jit(mapped.init)(jax.random.key(0))
     sharded, replicated = NamedSharding(mesh, P("devices")), NamedSharding(mesh, P())
-    where = by_shard(each=sharded, all_=replicated).replace(
+    where = state_prefix(each=sharded, all_=replicated).replace(
         opt_state=jax.tree.map(first_axis, state.opt_state)
     )
     state = jax.device_put(state, where)
@@ -124,7 +124,7 @@ def test_hyperparameters_may_be_given():
 def test_seeds_lead_and_shards_are_divided_after_them():
     mapped = make_mapped(BARE, ENV, devices=jax.devices())
     shapes = jax.eval_shape(jax.vmap(mapped.init), jax.random.split(jax.random.key(0), 3))
-    state = placed(shapes, mapped.shardings, lead=1)
+    state = with_shardings(shapes, mapped.shardings, lead=1)
     assert state.key.shape == (3, 8)
     assert state.key.sharding.shard_shape((3, 8)) == (3, 1)
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))

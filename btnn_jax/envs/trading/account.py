@@ -23,7 +23,7 @@ class Rules(NamedTuple):
 
 
 class Fill(NamedTuple):
-    """What became of the orders of one bar."""
+    """The result of the orders of one bar."""
 
     holding: Array  # float32 [A], stakes held, or the weight
     stake: Array  # float32 [A], units of a holding of 1

@@ -16,7 +16,7 @@ from btnn_jax.envs.trading.account import Rules, add, fill
 __all__ = ["ACTIONS", "TradingEnvironment", "TradingState"]
 
 ACTIONS = ("hold", "buy", "sell", "close")
-"""What an action means where orders are given; with `weights`, an action is an index into them."""
+"""The meaning of actions 0 to 3 as orders; with `weights`, an action is an index into them."""
 
 
 @struct.dataclass
@@ -70,7 +70,7 @@ class TradingEnvironment:
         time_unit: what the agent sees as 1, in bars: the `length` of episodes.
         reward: "log" or "shaped".
         reward_scale: a factor.
-        discount: of the potential of the shaped reward.
+        discount: discount of the shaped reward's potential.
     """
 
     assets: tuple[str, ...]
@@ -207,7 +207,7 @@ class TradingEnvironment:
         )
 
     def observe(self, state: TradingState) -> dict[str, Array]:
-        """What the agent sees of a state."""
+        """The observation of a state."""
         most = max(map(abs, self.weights)) if self.weights is not None else self.stakes
         held = jnp.where(state.position == 0, 0, state.index - state.opened).astype(jnp.float32)
         account = jnp.stack([state.equity / self.cash - 1.0, 1.0 - state.equity / state.peak])

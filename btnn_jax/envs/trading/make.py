@@ -68,14 +68,14 @@ def make_trading(
 
     Args:
         data: `"sine"`, `"random_walk"`, `"ornstein_uhlenbeck"` or `"regime_switching"` (of closes, a bar opens where
-            the one before closed); a name of `btnn_jax.data.INSTALLED`; a CSV file; a `Series`; a data frame of
+            the one before closed); a name of `btnn_jax.data.PACKAGED_SERIES`; a CSV file; a `Series`; a data frame of
             pandas or polars; or an array of closes `[N]` or `[N, A]` or of bars `[N, A, 4]`.
-        data_params: of a generator, such as `{"period": 64, "length": 4096, "seed": 0}`.
-        columns: of a file or a series, each the closes of an asset, also as `"AAPL,MSFT"`; None for the bars of one
-            asset where there are Open and Close, for Close where it is alone, or else for all but volumes.
+        data_params: parameters of a generator, such as `{"period": 64, "length": 4096, "seed": 0}`.
+        columns: columns of a file or a series, each the closes of an asset, also as `"AAPL,MSFT"`; None for the bars of
+            one asset where there are Open and Close, for Close where it is alone, or else for all but volumes.
         part: `"train"`, `"validation"` or `"test"`, which follow each other in time, or `"all"`. Windows of one part
             share no bar with those of another.
-        fractions: of the three parts.
+        fractions: shares of the time of the three parts.
         embargo: bars left out between two parts; None for as many as a feature looks back.
         signal: `"features"` of the closes (`btnn_jax.data.features`), the raw `"prices"`, or an array `[N, C]` whose
             row `t` is known when bar `t` has closed.
@@ -89,7 +89,7 @@ def make_trading(
         weights: target weights, 0 among them, such as `(-1, -0.5, 0, 0.5, 1)`; None for orders.
         stakes: how many an asset's position may reach, long or short; orders beyond it are refused.
         stake: units of a stake; None for `fraction`.
-        fraction: of the equity that one stake (or a weight of 1) is worth, divided by the number of assets.
+        fraction: share of the equity that one stake (or a weight of 1) is worth, divided by the number of assets.
         leverage: how many times the equity all positions together may be worth when an order is filled; one that
             needs more is refused as a whole. Where `leverage` is no more than `fraction`, an agent that is long is
             shut out of the last asset once the others have risen: more leverage gives it headroom.
@@ -104,7 +104,7 @@ def make_trading(
             the potential (Ng, Harada & Russell 1999), `realised + discount * unrealised' - unrealised`, as a fraction
             of the initial equity. Where an episode terminates, what is open counts as realised.
         reward_scale: a factor.
-        discount: of the shaped reward's potential; the agent's own.
+        discount: discount of the shaped reward's potential; use the agent's own.
 
     Raises:
         ValueError: a value makes no sense, the file cannot be read, or there are too few bars; the message is one line.

@@ -1,4 +1,4 @@
-"""What is traded: opens and closes of every asset, from whatever a person names."""
+"""Opens and closes of every traded asset, from a name, a file, a series, a data frame or an array."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from btnn_jax._errors import check_known
-from btnn_jax.data import INSTALLED, Series, generators, load_csv, load_installed
+from btnn_jax.data import PACKAGED_SERIES, Series, generators, load_csv, load_installed
 from btnn_jax.data.frames import from_frame, is_frame
 from btnn_jax.data.series import is_volume
 
@@ -50,12 +50,12 @@ def load_market(data: Data, params: Mapping[str, Any], columns: str | Sequence[s
     closed.
 
     Args:
-        data: one of `GENERATORS` or `btnn_jax.data.INSTALLED`, a CSV file, a series or a data frame of pandas or polars
-            (`btnn_jax.data.from_frame`), or an array of closes `[N]` or `[N, A]` or of bars `[N, A, 4]` of open, high,
+        data: one of `GENERATORS` or `btnn_jax.data.PACKAGED_SERIES`, a CSV file, a series or a data frame of pandas or
+            polars (`btnn_jax.data.from_frame`), or an array of closes `[N]` or `[N, A]` or of bars `[N, A, 4]` of open, high,
             low and close.
-        params: of a generator.
-        columns: of a file or a series, each the closes of an asset, also as one string with commas between them; None
-            for what is said above.
+        params: parameters of a generator.
+        columns: columns of a file or a series, each the closes of an asset, also as one string with commas between them;
+            None for the columns described above.
 
     Raises:
         ValueError: there is no such data, the file cannot be read, or what there is are no prices.
@@ -83,11 +83,11 @@ def load_market(data: Data, params: Mapping[str, Any], columns: str | Sequence[s
 
 
 def _read(name: str | os.PathLike[str]) -> Series:
-    if name in INSTALLED:
+    if name in PACKAGED_SERIES:
         return load_installed(str(name))
     path = pathlib.Path(name)
     if not path.is_file() and path.suffix.lower() not in (".csv", ".gz", ".txt") and len(path.parts) == 1:
-        check_known("data", [str(name)], (*GENERATORS, *INSTALLED))
+        check_known("data", [str(name)], (*GENERATORS, *PACKAGED_SERIES))
     try:
         return load_csv(path)
     except OSError as error:

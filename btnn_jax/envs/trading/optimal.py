@@ -76,7 +76,7 @@ def optimal_policy(env: TradingEnvironment, first: int | None = None) -> Optimal
 
 
 def _gains(env: TradingEnvironment, price: float, later: np.ndarray, sign: int) -> np.ndarray:
-    """What a stake opened at `price` has earned by each of `later`, of which the last is a close without a trade."""
+    """The profit of a unit opened at `price` by each of `later`, of which the last is a close without a trade."""
     rules = env.rules
     half = rules.spread / 2
     # Costs of opening and of closing, for a unit of value traded.

@@ -43,7 +43,7 @@ _RESOLUTION = 2.0**-23  # of an equity in float32
 
 
 class Performance(NamedTuple):
-    """What `summary` answers; each `[N...]`, float32 but for the count."""
+    """The measures that `summary` returns; each `[N...]`, float32 but for the count."""
 
     total_return: Array  # 0.1 is a gain of 10 %
     sharpe_ratio: Array  # per year
@@ -101,7 +101,7 @@ def summary(
 
 
 def total_return(equity: Array, *, where: Array | None = None) -> Array:
-    """What was gained from the first row to the last, `equity[T - 1] / equity[0] - 1`.
+    """Total return from the first row to the last, `equity[T - 1] / equity[0] - 1`.
 
     Args:
       equity: `[N..., T]`.
@@ -198,7 +198,7 @@ def drawdown(equity: Array, *, where: Array | None = None) -> Array:
 
 
 def turnover(traded: Array, *, where: Array | None = None) -> Array:
-    """What is bought and sold in a step on average, `mean_t traded[t]`.
+    """Mean share of the equity bought and sold per step, `mean_t traded[t]`.
 
     Args:
       traded: `[N..., T]`, shares of the equity.
