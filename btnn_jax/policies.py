@@ -245,7 +245,7 @@ class StackedLSTMPolicy(UnrealPolicy, kw_only=True):  # type: ignore[call-arg]
             raise ValueError(
                 f"split heads need LSTMs of one size, or a trunk, got outputs {parts[0].shape} and {parts[1].shape}"
             )
-        # Apply the head once to both inputs (same parameters, same noise); take logits from one, the value from the other.
+        # Apply the head once to both inputs (same parameters, same noise): logits from one, the value from the other.
         both = self.actor_critic(jnp.stack(parts), deterministic=deterministic)
         return ActorCritic(jax.tree.map(lambda logits: logits[0], both.logits), both.value[1])
 

@@ -10,8 +10,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import unfreeze
 
-from btnn_jax._errors import first_line
-
 __all__ = [
     "AgentInput",
     "ModulePolicy",
@@ -152,16 +150,16 @@ class ModulePolicy(nn.Module):
         """That of the network, `()` where it has none.
 
         Raises:
-          ValueError: the network's method uses a submodule that `setup` makes, which exists only inside of `apply`.
+          ValueError: the method uses a submodule that `setup` makes, which exists only inside of `apply`.
         """
         if not hasattr(self.network, "initial_state"):
             return ()
         try:
             return self.network.initial_state(batch_size)
-        except AttributeError as error:
+        except (AttributeError, AssertionError) as error:
             raise ValueError(
-                f"initial_state of {type(self.network).__name__} is called outside of apply ({first_line(error)}): "
-                "make the core anew in it, as in LSTMNetwork((64,)).initial_state(batch_size)"
+                f"initial_state of {type(self.network).__name__} is called outside of apply, where what setup makes "
+                "does not exist: make the core a field of the module, core: nn.Module, and call its initial_state"
             ) from error
 
     def __call__(

@@ -33,12 +33,13 @@ class Plain(nn.Module):
 
 class Remembering(nn.Module):
     actions: int
+    memory: nn.Module = LSTMNetwork((16,))
 
     def setup(self):
-        self.memory, self.heads = LSTMNetwork((16,)), Plain(self.actions)
+        self.heads = Plain(self.actions)
 
     def initial_state(self, batch_size):
-        return LSTMNetwork((16,)).initial_state(batch_size)
+        return self.memory.initial_state(batch_size)
 
     def __call__(self, observation, state, resets):
         x, state = self.memory(observation, state, resets=resets)
@@ -58,16 +59,19 @@ def test_a_module_of_ones_own_learns(network, name):
     assert evaluate(state.params, jax.random.key(1)).returns.mean() > 0.9
 
 
-class Forgetful(Remembering):
+class Forgetful(nn.Module):
+    def setup(self):
+        self.memory = LSTMNetwork((16,))
+
     def initial_state(self, batch_size):
         return self.memory.initial_state(batch_size)
 
 
 def test_a_state_of_a_submodule_that_is_not_there_yet_says_what_to_do():
     with pytest.raises(
-        ValueError, match=r"initial_state of Forgetful is called outside of apply.*make the core anew"
+        ValueError, match=r"initial_state of Forgetful is called outside of apply.*make the core a field"
     ):
-        ModulePolicy(Forgetful(2), 2).initial_state(4)
+        ModulePolicy(Forgetful(), 2).initial_state(4)
 
 
 def test_a_new_scale_changes_no_value_of_an_own_module():

@@ -35,8 +35,8 @@ def make_parser() -> options.Parser:
         "evaluate",
         help="play greedy, sampled and random episodes of a trained agent, or compare an autoencoder with PCA",
         description="Evaluate a run's newest checkpoint. An agent plays episodes with its most likely actions (greedy) "
-        "and with samples (sampled), beside a random agent. A trading agent trades time that it has not learned on, beside "
-        "simple strategies. An autoencoder's reconstructions are compared with those of PCA.",
+        "and with samples (sampled), beside a random agent. A trading agent trades time that it has not learned on, "
+        "beside simple strategies. An autoencoder's reconstructions are compared with those of PCA.",
         argument_default=argparse.SUPPRESS,  # what is not given must be known: each kind of run has its own
         allow_abbrev=False,
     )

@@ -102,4 +102,4 @@ def check_written(params: Mapping[str, Any]) -> None:
             if name == "data":
                 hint = "write the prices to a file (frame.to_csv) and pass its path"
             what = f"{name}={type(value).__name__}"
-            raise RunError(f"{what} cannot be written into a run's config.json: {hint}") from error
+            raise RunError(f"{what} cannot be written down in the run's config.json: {hint}") from error

@@ -67,7 +67,7 @@ def test_a_frame_that_holds_no_prices_is_one_line(frame, change, message):
 def test_a_run_says_how_to_keep_prices_that_it_cannot_write_down(frame, tmp_path):
     config = UnrealConfig(pc_weight=0)
     with pytest.raises(
-        RunError, match=r"data=DataFrame cannot be written into a run's config.json.*to_csv.*its path"
+        RunError, match=r"data=DataFrame cannot be written down in the run's config.json.*to_csv.*its path"
     ):
         train("trading", config, env_params={"data": frame}, folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -298,11 +298,11 @@ def test_what_cannot_run_leaves_no_folder(tmp_path):
 
 
 def test_a_step_that_cannot_be_traced_leaves_no_folder(tmp_path, monkeypatch):
-    def make_broken(config, env, policy, pretrained):
+    def make_broken(config, env, pretrained):
         def step(state):
             raise ValueError("no such step\nin detail")
 
-        return make_unreal(config, env, policy=policy)[0], step
+        return make_unreal(config, env)._replace(step=step)
 
     monkeypatch.setattr(runs, "make_unreal", make_broken)
     config = dataclasses.replace(TINY, hidden=(3,))  # not one that the other tests share

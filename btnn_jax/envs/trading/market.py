@@ -51,10 +51,10 @@ def load_market(data: Data, params: Mapping[str, Any], columns: str | Sequence[s
 
     Args:
         data: one of `GENERATORS` or `btnn_jax.data.PACKAGED_SERIES`, a CSV file, a series or a data frame of pandas or
-            polars (`btnn_jax.data.from_frame`), or an array of closes `[N]` or `[N, A]` or of bars `[N, A, 4]` of open, high,
-            low and close.
+            polars (`btnn_jax.data.from_frame`), or an array of closes `[N]` or `[N, A]` or of bars `[N, A, 4]` of open,
+            high, low and close.
         params: parameters of a generator.
-        columns: columns of a file or a series, each the closes of an asset, also as one string with commas between them;
+        columns: columns of a file or a series, each the closes of an asset, also as one string with commas between;
             None for the columns described above.
 
     Raises:
