@@ -24,6 +24,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jax import Array, lax
 
+from btnn_jax._types import PyTree
 from btnn_jax.layers import Linear
 from btnn_jax.networks import LayerNorm, LSTMNetwork, orthogonal_gates
 from btnn_jax.ops.gru import gru
@@ -44,7 +45,6 @@ __all__ = [
     "state_bytes",
 ]
 
-PyTree = Any
 CoreState = tuple[PyTree, ...]
 
 

@@ -10,13 +10,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from btnn_jax._types import PyTree
 from btnn_jax.ae import AutoencoderOutput, BetaVAEConv2D
 from btnn_jax.layers import Conv2D, Linear
 from btnn_jax.networks import Conv2DNetwork
 
 __all__ = ["ObservationEncoder", "as_image", "check_shared", "image_stream", "one_stream"]
-
-PyTree = Any
 
 
 class ObservationEncoder(nn.Module):

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from btnn_jax._types import PyTree
 from btnn_jax.ops.categorical import log_prob, log_prob_and_entropy, matching_leaves, one_hot
 
 __all__ = [
@@ -43,7 +44,6 @@ __all__ = [
     "value_fn_loss",
 ]
 
-PyTree = Any
 AxisName = str | tuple[str, ...]
 Metrics = dict[str, Array]
 

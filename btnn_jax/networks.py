@@ -19,6 +19,7 @@ from flax.typing import Dtype
 from jax import Array
 
 from btnn_jax._errors import check_choice
+from btnn_jax._types import PyTree
 from btnn_jax.layers import Conv1D, Conv2D, DepthwiseConv2D, LayerNorm, NoisyLinear, categorical_sample
 from btnn_jax.ops.convolution import deconv2d
 from btnn_jax.ops.lstm import LSTMState, lstm
@@ -40,7 +41,6 @@ __all__ = [
     "pixel_change_shape",
 ]
 
-PyTree = Any
 MakeLayer = Callable[..., nn.Module]  # a module's class, or a partial of one
 _MOST_CHANNELS = 2**16  # of depthwise convolutions, whose number grows with each layer
 

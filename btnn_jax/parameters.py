@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["frozen_mask", "return_scale", "update_return_scale", "with_pretrained"]
+from btnn_jax._types import PyTree
 
-PyTree = Any
+__all__ = ["frozen_mask", "return_scale", "update_return_scale", "with_pretrained"]
 
 
 def with_pretrained(params: PyTree, pretrained: PyTree) -> PyTree:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import unfreeze
 
+from btnn_jax._types import PyTree
 from btnn_jax.ae import AutoencoderOutput
 from btnn_jax.cores import make_core
 from btnn_jax.encoders import ObservationEncoder, as_image, check_shared, image_stream, one_stream
@@ -35,8 +36,6 @@ __all__ = [
     "init_params",
     "make_policy",
 ]
-
-PyTree = Any
 
 
 class UnrealPolicy(nn.Module):

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import unfreeze
 
+from btnn_jax._types import PyTree
+
 __all__ = [
     "AgentInput",
     "ModulePolicy",
@@ -20,7 +22,6 @@ __all__ = [
     "check_policy",
 ]
 
-PyTree = Any
 RecurrentState = (
     Any  # a pytree with leaves [B, ...]; of an LSTM tuple[(c [B, H], h [B, H]), ...], () without memory
 )

@@ -9,16 +9,16 @@ jitted train step whose state is donated) nothing else is touched.
 
 import dataclasses
 import numbers
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-__all__ = ["Frames", "Replay", "ReplayState", "Window", "make_replay"]
+from btnn_jax._types import PyTree
 
-PyTree = Any
+__all__ = ["Frames", "Replay", "ReplayState", "Window", "make_replay"]
 
 
 class ReplayState(NamedTuple):

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-__all__ = ["Environment", "TimeStep", "auto_reset", "check_environment"]
+from btnn_jax._types import PyTree
 
-PyTree = Any
+__all__ = ["Environment", "TimeStep", "auto_reset", "check_environment"]
 
 
 class TimeStep(NamedTuple):

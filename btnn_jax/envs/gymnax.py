@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from btnn_jax._errors import check_known, import_extra
-from btnn_jax.envs.base import PyTree, TimeStep
+from btnn_jax._types import PyTree
+from btnn_jax.envs.base import TimeStep
 
 __all__ = ["GymnaxEnvironment", "gymnax_names", "make_gymnax"]
 

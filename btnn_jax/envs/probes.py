@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from btnn_jax.envs.base import PyTree, TimeStep, auto_reset
+from btnn_jax._types import PyTree
+from btnn_jax.envs.base import TimeStep, auto_reset
 
 __all__ = [
     "Probe",

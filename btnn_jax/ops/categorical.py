@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-__all__ = ["entropy", "kl_divergence", "log_prob", "log_prob_and_entropy", "matching_leaves", "one_hot"]
+from btnn_jax._types import PyTree
 
-PyTree = Any
+__all__ = ["entropy", "kl_divergence", "log_prob", "log_prob_and_entropy", "matching_leaves", "one_hot"]
 
 
 def log_prob(logits: PyTree, actions: PyTree) -> Array:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from btnn_jax._errors import import_extra
+from btnn_jax.plots.style import COLOURS, ROUND_STEPS, make_figure, save, tidy
 from btnn_jax.runs.folder import Folder, RunError
 from btnn_jax.runs.metrics import read_metrics
 from btnn_jax.runs.progress import format_count
@@ -28,7 +29,6 @@ __all__ = [
     "smooth",
 ]
 
-COLOURS = ("#2a6fbb", "#d1495b", "#3f8f5f", "#b7791f", "#7b5ea7", "#4f5d75")
 LINE_STYLES = ("-", "--", ":", "-.")
 
 
@@ -86,12 +86,7 @@ def plot_runs(folders: Sequence[Folder], output: Folder | None = None) -> pathli
       ModuleNotFoundError: matplotlib is not installed.
     """
     figure = draw([read_curves(folder) for folder in folders])
-    path = pathlib.Path(folders[0]) / "curves.png" if output is None else pathlib.Path(output)
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:  # no such folder, or no such kind of picture
-        raise RunError(f"cannot write {path}: {error}") from error
-    return path
+    return save(figure, pathlib.Path(folders[0]) / "curves.png" if output is None else output)
 
 
 def read_curves(folder: Folder) -> Curves:
@@ -108,11 +103,10 @@ def read_curves(folder: Folder) -> Curves:
 
 def draw(runs: Sequence[Curves]) -> Any:
     """The picture of `runs` as a `matplotlib.figure.Figure`, without any of pyplot's state."""
-    figures = import_extra("matplotlib.figure", "plotting")
     panels = [panel for panel in PANELS if any(name in run.metrics for run in runs for name in panel.metrics)]
     columns = 4
     rows = -(-len(panels) // columns)
-    figure = figures.Figure(figsize=(14, 4.6 + 2.4 * rows), layout="constrained")
+    figure = make_figure((14, 4.6 + 2.4 * rows))
     figure.get_layout_engine().set(wspace=0.05, hspace=0.06)
     grid = figure.add_gridspec(1 + rows, columns, height_ratios=[2.1] + [1] * rows)
     titles = list(dict.fromkeys(run.title for run in runs))
@@ -264,15 +258,14 @@ def _colours(runs: Sequence[Curves]) -> list[str]:
 
 def _style(axes: Any, title: str, unit: str, runs: Sequence[Curves]) -> None:
     ticker = import_extra("matplotlib.ticker", "plotting")
-    axes.set_title(title, fontsize=11, loc="left", fontweight="bold")
+    tidy(axes, title)
     axes.set_ylabel(unit, fontsize=9)
     axes.set_xlim(0, max(run.metrics["steps"][-1] for run in runs))
     words = ticker.FuncFormatter(lambda value, _: format_count(value))
-    round_steps = [1, 2, 2.5, 5, 10]
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(5, steps=round_steps))
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(5, steps=ROUND_STEPS))
     axes.xaxis.set_major_formatter(words)
     if axes.get_yscale() == "linear":
-        axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=round_steps))
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=ROUND_STEPS))
         if max(map(abs, axes.get_ylim())) >= 1000:
             axes.yaxis.set_major_formatter(words)
     else:
@@ -280,7 +273,3 @@ def _style(axes: Any, title: str, unit: str, runs: Sequence[Curves]) -> None:
         axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
         axes.yaxis.set_major_formatter(words)
         axes.yaxis.set_minor_formatter(ticker.NullFormatter())
-    axes.tick_params(labelsize=9)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)

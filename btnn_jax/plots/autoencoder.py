@@ -12,7 +12,8 @@ import numpy as np
 
 from btnn_jax._errors import import_extra
 from btnn_jax.kernel_monitor import KernelMonitor
-from btnn_jax.plots.agent import COLOURS, smooth
+from btnn_jax.plots.agent import smooth
+from btnn_jax.plots.style import COLOURS, make_figure, save, tidy
 from btnn_jax.runs.autoencoder import TrainedAutoencoder, load_autoencoder
 from btnn_jax.runs.autoencoder_data import Examples
 from btnn_jax.runs.folder import Folder, RunError
@@ -73,12 +74,7 @@ def plot_autoencoder(folder: Folder) -> list[pathlib.Path]:
             unit="log return, in standard deviations" if returns else "",
         ),
     }
-    for name, figure in figures.items():
-        try:
-            figure.savefig(path / name, dpi=150)
-        except OSError as error:
-            raise RunError(f"cannot write {path / name}: {error}") from error
-    return [path / name for name in figures]
+    return [save(figure, path / name) for name, figure in figures.items()]
 
 
 def reconstructions(trained: TrainedAutoencoder) -> tuple[np.ndarray, np.ndarray]:
@@ -146,7 +142,7 @@ def draw_learning(
     metrics: dict[str, np.ndarray], errors: dict[str, ReconstructionErrors], *, title: str = ""
 ) -> Any:
     """The errors over the gradient steps, with PCA's as a line, as a `matplotlib.figure.Figure`."""
-    figure = _figure((9, 5), title)
+    figure = make_figure((9, 5), title)
     axes = figure.add_subplot()
     for name, label, colour in (
         ("reconstruction_loss", "training", EXAMPLE),
@@ -167,7 +163,7 @@ def draw_learning(
     axes.set_xlabel("gradient steps")
     axes.set_ylabel("mean squared error")
     axes.legend(frameon=False)
-    _tidy(axes)
+    tidy(axes)
     return figure
 
 
@@ -184,7 +180,7 @@ def draw_reconstructions(
       unit: unit of signals, which are drawn as lines.
     """
     if not _is_signal(x):
-        figure = _figure((1.25 * len(x) + 0.8, 3.4), title)
+        figure = make_figure((1.25 * len(x) + 0.8, 3.4), title)
         for row, (name, images) in enumerate((("example", x), ("reconstruction", y))):
             for column, image in enumerate(_colours(images)):
                 axes = figure.add_subplot(2, len(x), 1 + row * len(x) + column)
@@ -194,7 +190,7 @@ def draw_reconstructions(
     draw = _draw_bars if bars else _draw_lines
     columns = 2 if len(x) > 1 else 1
     rows = -(-len(x) // columns)
-    figure = _figure((14, 0.9 + 2.5 * rows), title)
+    figure = make_figure((14, 0.9 + 2.5 * rows), title)
     for index, (example, made) in enumerate(zip(x[:, :, 0], y[:, :, 0], strict=True)):
         axes = figure.add_subplot(rows, columns, 1 + index)
         draw(axes, example, made, channels)
@@ -209,7 +205,7 @@ def draw_reconstructions(
             axes.legend(
                 handles=handles, frameon=False, fontsize=9, ncols=6, loc="lower left", bbox_to_anchor=(0, 1)
             )
-        _tidy(axes)
+        tidy(axes)
     return figure
 
 
@@ -227,7 +223,7 @@ def draw_traversals(
     """
     count, steps = moved.shape[:2]
     if not _is_signal(moved):
-        figure = _figure((1.25 * steps + 0.8, 0.8 + 1.25 * count), title)
+        figure = make_figure((1.25 * steps + 0.8, 0.8 + 1.25 * count), title)
         for row, (images, name) in enumerate(zip(moved, names, strict=True)):
             for column, image in enumerate(_colours(images)):
                 axes = figure.add_subplot(count, steps, 1 + row * steps + column)
@@ -236,7 +232,7 @@ def draw_traversals(
             "from left to right the latent variable moves from -2 to 2 standard deviations", fontsize=9
         )
         return figure
-    figure = _figure((3 + 3 * len(channels), 1.2 + 1.5 * count), title)
+    figure = make_figure((3 + 3 * len(channels), 1.2 + 1.5 * count), title)
     maps = import_extra("matplotlib", "plotting").colormaps["coolwarm"]
     grid = figure.subplots(count, len(channels), sharex=True, sharey=True, squeeze=False)
     for row, (lines, name) in enumerate(zip(moved[:, :, :, 0], names, strict=True)):
@@ -248,7 +244,7 @@ def draw_traversals(
                 axes.set_title(channel, fontsize=10, loc="left")
             if column == 0:
                 axes.set_ylabel(name)
-            _tidy(axes)
+            tidy(axes)
     figure.supxlabel(
         "step; from blue to red the latent variable moves from -2 to 2 standard deviations", fontsize=9
     )
@@ -268,7 +264,7 @@ def draw_kernels(bank: np.ndarray, channels: Sequence[str], *, title: str = "", 
     bank = np.asarray(bank)
     columns = min(8, len(bank))
     rows = -(-len(bank) // columns)
-    figure = _figure((1.6 * columns + 0.4, 1.0 + 1.3 * rows), title)
+    figure = make_figure((1.6 * columns + 0.4, 1.0 + 1.3 * rows), title)
     draw: Callable[[Any, np.ndarray], None]
     if _is_signal(bank):
         low, high = bank.min(), bank.max()
@@ -279,7 +275,7 @@ def draw_kernels(bank: np.ndarray, channels: Sequence[str], *, title: str = "", 
                     kernel[:, 0, channel], color=COLOURS[channel % len(COLOURS)], linewidth=1.1, label=name
                 )
             axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
-            _tidy(axes)
+            tidy(axes)
     else:
         pictures = iter(_colours(bank, stretch=True))
 
@@ -372,17 +368,3 @@ def _is_signal(x: Any) -> bool:
 
 def _lower(names: Sequence[str]) -> list[str]:
     return [name.casefold() for name in names]
-
-
-def _figure(size: tuple[float, float], title: str) -> Any:
-    figures = import_extra("matplotlib.figure", "plotting")
-    figure = figures.Figure(figsize=size, layout="constrained")
-    figure.suptitle(title, fontsize=13, fontweight="bold")
-    return figure
-
-
-def _tidy(axes: Any) -> None:
-    axes.tick_params(labelsize=9)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)

@@ -12,8 +12,8 @@ import numpy as np
 
 from btnn_jax._errors import import_extra
 from btnn_jax.envs.trading import performance
-from btnn_jax.plots.agent import COLOURS
-from btnn_jax.runs.folder import Folder, RunError
+from btnn_jax.plots.style import COLOURS, ROUND_STEPS, make_figure, save, tidy
+from btnn_jax.runs.folder import Folder
 
 __all__ = [
     "AGENT",
@@ -69,11 +69,7 @@ def plot_trades(
       ModuleNotFoundError: matplotlib is not installed.
     """
     figure = draw_trades(time, price, position, equity, baselines or {}, name=name, title=title)
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:  # no such folder, or no such kind of picture
-        raise RunError(f"cannot write {path}: {error}") from error
-    return pathlib.Path(path)
+    return save(figure, path)
 
 
 def plot_backtest(folder: Folder, output: Folder | None = None, *, part: str = "test") -> pathlib.Path:
@@ -138,11 +134,8 @@ def draw_trades(
     shapes = {what: x.shape for what, x in given.items()}
     if len(set(shapes.values())) > 1 or time.ndim != 1 or len(time) < 2:
         raise ValueError(f"expected one shape [T >= 2], got {shapes}")
-    figures = import_extra("matplotlib.figure", "plotting")
-    figure = figures.Figure(figsize=(13, 9), layout="constrained")
+    figure = make_figure((13, 9), title, fontsize=15)
     figure.get_layout_engine().set(hspace=0.04)
-    if title:
-        figure.suptitle(title, fontsize=15, fontweight="bold")
     above, middle, below = figure.subplots(3, 1, sharex=True, height_ratios=[3, 2.2, 1.1])
     places = _draw_time(below, time)
     _draw_price(above, places, price, np.sign(position))
@@ -279,14 +272,9 @@ def _legend(axes: Any) -> None:
 
 def _style(axes: Any, title: str, *, percent: bool = False) -> None:
     ticker = import_extra("matplotlib.ticker", "plotting")
-    axes.set_title(title, fontsize=11, loc="left", fontweight="bold")
-    axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    tidy(axes, title)
+    axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=ROUND_STEPS))
     if percent:
         axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{_minus(f'{value:g}')} %"))
     else:
         axes.ticklabel_format(axis="y", style="plain", useOffset=False)  # prices as they are quoted
-    axes.tick_params(labelsize=9)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)

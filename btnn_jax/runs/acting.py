@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import unfreeze
 
+from btnn_jax._types import PyTree
 from btnn_jax.envs.base import Environment
 from btnn_jax.protocol import AgentInput, Policy, PolicyOutput, action_distribution
 from btnn_jax.runs.agent import make_agent
@@ -24,8 +25,6 @@ from btnn_jax.runs.keys import key_of
 from btnn_jax.runs.run import read_run
 
 __all__ = ["Agent", "load_agent"]
-
-PyTree = Any
 
 
 def load_agent(

@@ -17,8 +17,9 @@ from jax.typing import ArrayLike
 
 from btnn_jax import losses
 from btnn_jax._errors import first_line
+from btnn_jax._types import PyTree
 from btnn_jax.data import PACKAGED_SERIES
-from btnn_jax.envs.base import Environment, PyTree
+from btnn_jax.envs.base import Environment
 from btnn_jax.envs.trading.market import GENERATORS
 from btnn_jax.protocol import Policy
 from btnn_jax.runs.folder import Folder, RunError, default_folder

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from btnn_jax._errors import first_line
+from btnn_jax._types import PyTree
 from btnn_jax.data import PACKAGED_SERIES
 from btnn_jax.runs.autoencoder_data import Examples, load_examples
 from btnn_jax.runs.checkpoint import Checkpoints
@@ -29,7 +30,7 @@ from btnn_jax.runs.loop import LoopOptions, Program, run_loop
 from btnn_jax.runs.progress import Reporter, make_reporter
 from btnn_jax.runs.run import AutoencoderRun, read_autoencoder_run
 from btnn_jax.runs.sources import lasting_source
-from btnn_jax.training.autoencoder import Autoencoder, AutoencoderState, Metrics, PyTree, make_autoencoder
+from btnn_jax.training.autoencoder import Autoencoder, AutoencoderState, Metrics, make_autoencoder
 from btnn_jax.training.config import AutoencoderConfig
 from btnn_jax.training.modules import default_layers
 

@@ -18,12 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from btnn_jax._errors import first_line, import_extra
+from btnn_jax._types import PyTree
 from btnn_jax.runs.folder import Folder, RunError, version
 from btnn_jax.runs.processes import ProcessLostError, detect_lost_process, first_only, is_first
 
 __all__ = ["CheckpointError", "Checkpoints", "from_arrays", "to_arrays"]
-
-PyTree = Any
 
 
 class CheckpointError(RunError):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypedDict
 import jax
 import numpy as np
 
+from btnn_jax._types import PyTree
 from btnn_jax.runs.checkpoint import CheckpointError, Checkpoints
 from btnn_jax.runs.folder import CHECKPOINTS, METRICS, RunError, locked, read_settings
 from btnn_jax.runs.metrics import MetricSums, MetricsWriter, add_metrics, read_means, read_metrics, zero_sums
@@ -24,7 +25,6 @@ from btnn_jax.runs.progress import Progress, Reporter, Silent, format_count
 
 __all__ = ["LoopOptions", "Outcome", "Program", "run_loop"]
 
-PyTree = Any
 Metrics = dict[str, jax.Array]  # float32 [] each
 
 # Updates that the device may lag behind the host: enough to keep it busy, few enough to stop soon.

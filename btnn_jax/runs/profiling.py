@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import jax
 
 from btnn_jax._errors import first_line
+from btnn_jax._types import PyTree
 from btnn_jax.runs.processes import is_first
 from btnn_jax.runs.progress import Reporter
 
 __all__ = ["PROFILE", "TIMED", "TRACED", "WARM", "Profile", "Profiler", "peak_memory", "profile_table"]
 
-PyTree = Any
 
 PROFILE = "profile"
 WARM, TIMED, TRACED = 3, 5, 5  # updates: the first ones are slower, tracing slows the last ones

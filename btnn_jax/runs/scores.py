@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from btnn_jax._types import PyTree
 from btnn_jax.envs.base import Environment
 from btnn_jax.runs.agent import BoundRun, make_agent
 from btnn_jax.runs.checkpoint import Checkpoints
@@ -19,8 +20,6 @@ from btnn_jax.runs.run import read_run
 from btnn_jax.training.evaluate import Episodes, make_evaluate, make_evaluate_random
 
 __all__ = ["Score", "read_scores", "score", "score_run", "scores_table", "summarise"]
-
-PyTree = Any
 
 
 class Score(NamedTuple):

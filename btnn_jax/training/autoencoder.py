@@ -12,13 +12,13 @@ import optax
 from flax import linen as nn
 
 from btnn_jax import ae, losses
+from btnn_jax._types import PyTree
 from btnn_jax.training.config import AutoencoderConfig
 from btnn_jax.training.gradients import make_gradient_step, mean_over_steps
 from btnn_jax.training.modules import default_layers, make_model
 
 __all__ = ["Autoencoder", "AutoencoderState", "make_autoencoder"]
 
-PyTree = Any
 Metrics = dict[str, jax.Array]  # float32 [] each
 
 

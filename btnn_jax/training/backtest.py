@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from btnn_jax._types import PyTree
 from btnn_jax.envs.trading import TradingEnvironment, TradingState, performance
 from btnn_jax.envs.trading.performance import Performance
-from btnn_jax.protocol import AgentInput, Policy, action_distribution
+from btnn_jax.protocol import AgentInput, Policy
+from btnn_jax.training.acting import apply_step, choose_action, first_inputs, uniform_logits
 
 __all__ = [
     "DRAWS",
@@ -32,7 +34,6 @@ __all__ = [
     "with_commission",
 ]
 
-PyTree = Any
 Act = Callable[[jax.Array, AgentInput, PyTree], tuple[PyTree, PyTree]]
 STRATEGIES = ("buy and hold", "flat", "random")
 NAMES = ("greedy", "sampled", *STRATEGIES)
@@ -63,10 +64,9 @@ def make_backtest(
 
     def backtest(params: PyTree, key: jax.Array) -> Account:
         def act(key: jax.Array, inputs: AgentInput, core: PyTree) -> tuple[PyTree, PyTree]:
-            inputs = jax.tree.map(lambda x: x[None, None], inputs)
-            output, core = policy.apply({"params": params}, inputs, core, deterministic=True)
-            distribution = action_distribution(jax.tree.map(lambda x: x[0, 0], output.logits))
-            return (distribution.mode() if greedy else distribution.sample(seed=key)), core
+            output, core = apply_step(policy, params, jax.tree.map(lambda x: x[None], inputs), core)
+            logits = jax.tree.map(lambda x: x[0], output.logits)
+            return choose_action(logits, key, greedy=greedy), core
 
         return trade(env, act, policy.initial_state(1), key)
 
@@ -88,8 +88,7 @@ def make_strategy(env: TradingEnvironment, name: str) -> Callable[[jax.Array], A
         del inputs
         if name in constant:
             return jax.tree.map(lambda _: jnp.int32(constant[name]), depths), carry
-        logits = jax.tree.map(lambda depth: jnp.zeros(depth, jnp.float32), depths)
-        return action_distribution(logits).sample(seed=key), carry
+        return choose_action(uniform_logits(depths), key, greedy=False), carry
 
     return lambda key: trade(env, act, (), key)
 
@@ -104,12 +103,7 @@ def trade(env: TradingEnvironment, act: Act, carry: PyTree, key: jax.Array) -> A
       key: consumed.
     """
     state, observation = env.start(env.starts[0])
-    inputs = AgentInput(
-        observation,
-        jax.tree.map(lambda _: jnp.int32(0), env.action_depths),
-        jnp.zeros((), jnp.float32),
-        jnp.ones((), bool),
-    )
+    inputs = first_inputs(observation, env.action_depths)
 
     def one_step(loop: Any, _: None) -> tuple[Any, Any]:
         key, state, inputs, carry, ended = loop

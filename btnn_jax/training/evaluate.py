@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from flax.core import unfreeze
 
+from btnn_jax._types import PyTree
 from btnn_jax.envs.base import Environment
 from btnn_jax.protocol import AgentInput, Policy, action_distribution
 
 __all__ = ["Episodes", "make_evaluate", "make_evaluate_random", "play"]
 
-PyTree = Any
 Act = Callable[[jax.Array, AgentInput, PyTree], tuple[PyTree, PyTree]]
 
 
@@ -41,11 +41,8 @@ def make_evaluate(
 
     def evaluate(params: PyTree, key: jax.Array) -> Episodes:
         def act(key: jax.Array, inputs: AgentInput, core: PyTree) -> tuple[PyTree, PyTree]:
-            output, core = policy.apply(
-                {"params": params}, jax.tree.map(lambda x: x[None], inputs), core, deterministic=True
-            )
-            distribution = action_distribution(jax.tree.map(lambda x: x[0], output.logits))
-            return (distribution.mode() if greedy else distribution.sample(seed=key)), core
+            output, core = apply_step(policy, params, inputs, core)
+            return choose_action(output.logits, key, greedy=greedy), core
 
         return play(env, act, policy.initial_state(num_episodes), key, num_episodes, max_steps)
 
@@ -83,12 +80,7 @@ def play(
     reset_key, key = jax.random.split(key)
     env_state, observation = jax.vmap(env.reset)(jax.random.split(reset_key, num_episodes))
     zeros = jnp.zeros(num_episodes, jnp.float32)
-    inputs = AgentInput(
-        observation=observation,
-        last_action=jax.tree.map(lambda _: jnp.zeros(num_episodes, jnp.int32), unfreeze(env.action_depths)),
-        last_reward=zeros,
-        reset=jnp.ones(num_episodes, bool),
-    )
+    inputs = first_inputs(observation, env.action_depths, (num_episodes,))
     episodes = Episodes(zeros, jnp.zeros(num_episodes, jnp.int32), jnp.zeros(num_episodes, bool))
 
     def one_step(loop: Any) -> Any:

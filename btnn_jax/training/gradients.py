@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from btnn_jax._types import PyTree
 from btnn_jax.losses import AxisName, Metrics
 
 __all__ = ["Learner", "make_gradient_step", "mean_over_steps"]
 
-PyTree = Any
 Learner = tuple[PyTree, optax.OptState]  # parameters and the optimizer's state
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from btnn_jax._types import PyTree
 from btnn_jax.envs.base import Environment
 from btnn_jax.protocol import Policy
 from btnn_jax.training.config import UnrealConfig
@@ -22,7 +23,6 @@ from btnn_jax.training.unreal import TrainState, hyperparameters, make_unreal
 
 __all__ = ["DEVICES", "SHARDS", "Mapped", "make_mapped", "state_prefix", "with_shardings"]
 
-PyTree = Any
 DEVICES, SHARDS = "devices", "shards"
 
 

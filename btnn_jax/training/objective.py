@@ -12,6 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from btnn_jax import losses, targets
+from btnn_jax._types import PyTree
 from btnn_jax.ops import categorical
 from btnn_jax.parameters import frozen_mask, return_scale
 from btnn_jax.protocol import AgentInput, Policy, PolicyOutput, RecurrentState
@@ -21,7 +22,6 @@ from btnn_jax.training.rollout import Rollout
 
 __all__ = ["Hyperparameters", "OnPolicy", "ReplayStep", "make_objective", "select_envs", "to_replay"]
 
-PyTree = Any
 Metrics = dict[str, Array]
 
 

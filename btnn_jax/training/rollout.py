@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax.core import unfreeze
 
+from btnn_jax._types import PyTree
 from btnn_jax.encoders import as_image, image_stream, one_stream
 from btnn_jax.envs.base import Environment
 from btnn_jax.ops.pixel_change import pixel_change_2d_estimator
-from btnn_jax.protocol import AgentInput, Policy, PolicyOutput, RecurrentState, action_distribution
+from btnn_jax.protocol import AgentInput, Policy, RecurrentState
+from btnn_jax.training.acting import apply_step, choose_action, first_inputs
 
 __all__ = ["Actors", "Rollout", "make_rollout"]
-
-PyTree = Any
 
 
 class Actors(NamedTuple):
@@ -85,14 +85,7 @@ def make_rollout(
         zeros = jnp.zeros(num_envs, jnp.float32)
         return Actors(
             env_state=env_state,
-            inputs=AgentInput(
-                observation=observation,
-                last_action=jax.tree.map(
-                    lambda _: jnp.zeros(num_envs, jnp.int32), unfreeze(env.action_depths)
-                ),
-                last_reward=zeros,
-                reset=jnp.ones(num_envs, bool),
-            ),
+            inputs=first_inputs(observation, env.action_depths, (num_envs,)),
             core=policy.initial_state(num_envs),
             keys=pairs[:, 1],
             episode_return=zeros,
@@ -102,13 +95,6 @@ def make_rollout(
             discounted=None if discount is None else zeros,
         )
 
-    def apply(
-        params: PyTree, inputs: AgentInput, core: RecurrentState, noise_key: jax.Array
-    ) -> tuple[PolicyOutput, RecurrentState]:
-        inputs = jax.tree.map(lambda x: x[None], inputs)
-        output, core = policy.apply({"params": params}, inputs, core, rngs={"noise": noise_key})
-        return jax.tree.map(lambda x: x[0], output), core
-
     def rollout(params: PyTree, actors: Actors, noise_key: jax.Array) -> tuple[Actors, Rollout, jax.Array]:
         data, impl = jax.random.key_data(noise_key), jax.random.key_impl(noise_key)
 
@@ -116,11 +102,9 @@ def make_rollout(
             return jax.random.wrap_key_data(data, impl=impl)  # one key for all steps, on purpose
 
         def one_step(actors: Actors, _: None) -> tuple[Actors, Rollout]:
-            output, core = apply(params, actors.inputs, actors.core, held_noise())
+            output, core = apply_step(policy, params, actors.inputs, actors.core, held_noise())
             keys = jax.vmap(lambda key: jax.random.split(key, 3))(actors.keys)
-            action = jax.vmap(lambda key, logits: action_distribution(logits).sample(seed=key))(
-                keys[:, 0], output.logits
-            )
+            action = jax.vmap(functools.partial(choose_action, greedy=False))(output.logits, keys[:, 0])
             env_state, time_step = jax.vmap(env.step)(keys[:, 1], actors.env_state, action)
             done = time_step.terminated | time_step.truncated
 
@@ -128,7 +112,7 @@ def make_rollout(
                 inputs = AgentInput(
                     time_step.final_observation, action, time_step.reward, jnp.zeros(num_envs, bool)
                 )
-                value = apply(params, inputs, core, held_noise())[0].value
+                value = apply_step(policy, params, inputs, core, held_noise())[0].value
                 return jnp.where(time_step.truncated, value, 0.0)
 
             # Truncations are rare, so their extra forward pass runs only at the steps that have one; under
@@ -172,7 +156,7 @@ def make_rollout(
             ), record
 
         actors, record = jax.lax.scan(one_step, actors, length=length)
-        last_value = apply(params, actors.inputs, actors.core, held_noise())[0].value
+        last_value = apply_step(policy, params, actors.inputs, actors.core, held_noise())[0].value
         return actors, record, last_value
 
     return reset, rollout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import optax
 from flax import struct
 
 from btnn_jax import losses, targets
+from btnn_jax._types import PyTree
 from btnn_jax.envs.base import Environment, check_environment
 from btnn_jax.parameters import frozen_mask, return_scale, update_return_scale, with_pretrained
 from btnn_jax.policies import init_params
@@ -34,7 +35,6 @@ __all__ = [
     "minibatch_rows",
 ]
 
-PyTree = Any
 Metrics = dict[str, jax.Array]
 RETURN_SCALE_RATE = 0.1  # of the running average, in each update
 

@@ -10,7 +10,8 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from btnn_jax.envs.base import PyTree, TimeStep
+from btnn_jax._types import PyTree
+from btnn_jax.envs.base import TimeStep
 from btnn_jax.envs.trading.account import Rules, add, fill
 
 __all__ = ["ACTIONS", "TradingEnvironment", "TradingState"]
