@@ -17,12 +17,13 @@ from flax.core import unfreeze
 
 from btnn_jax._types import PyTree
 from btnn_jax.envs.base import Environment
-from btnn_jax.protocol import AgentInput, Policy, PolicyOutput, action_distribution
+from btnn_jax.protocol import AgentInput, Policy, PolicyOutput
 from btnn_jax.runs.agent import make_agent
 from btnn_jax.runs.checkpoint import Checkpoints
 from btnn_jax.runs.folder import CHECKPOINTS, Folder, RunError
 from btnn_jax.runs.keys import key_of
 from btnn_jax.runs.run import read_run
+from btnn_jax.training.acting import apply_step, choose_action
 
 __all__ = ["Agent", "load_agent"]
 
@@ -82,7 +83,7 @@ class Agent:
         self.policy, self.params, self.greedy = policy, params, greedy
         self._observation = observation
         self._key = key_of(seed, "acting")
-        self._jitted = jax.jit(functools.partial(_forward, policy))
+        self._jitted = jax.jit(functools.partial(apply_step, policy))
         self.reset()
 
     def reset(self, batch_size: int | None = None) -> None:
@@ -114,15 +115,8 @@ class Agent:
           ValueError: the observation has other shapes or dtypes than the agent was trained with.
         """
         output, self._core = self._apply(observation, reward, ended)
-        distribution = action_distribution(output.logits)
-        if self.greedy:
-            action = distribution.mode()
-        else:
-            self._key, key = jax.random.split(self._key)
-            keys = jax.random.split(key, len(self._first))
-            action = jax.vmap(lambda key, logits: action_distribution(logits).sample(seed=key))(
-                keys, output.logits
-            )
+        self._key, key = jax.random.split(self._key)
+        action = choose_action(output.logits, key, greedy=self.greedy)
         self._action = jax.tree.map(np.asarray, action)
         self._first = np.zeros_like(self._first)
         return self._out(self._action)
@@ -163,9 +157,3 @@ class Agent:
 
     def _out(self, tree: PyTree) -> PyTree:
         return jax.tree.map(lambda x: x[0], tree) if self._single else tree
-
-
-def _forward(policy: Policy, params: PyTree, inputs: AgentInput, core: PyTree) -> tuple[PolicyOutput, PyTree]:
-    inputs = jax.tree.map(lambda x: jnp.asarray(x)[None], inputs)
-    output, core = policy.apply({"params": params}, inputs, core, deterministic=True)
-    return jax.tree.map(lambda x: x[0], output), core

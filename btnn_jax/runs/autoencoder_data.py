@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.core import unfreeze
 
 from btnn_jax import envs
 from btnn_jax._errors import check_known, first_line
@@ -27,9 +25,9 @@ from btnn_jax.data import (
 from btnn_jax.data.series import is_volume
 from btnn_jax.encoders import as_image, one_stream
 from btnn_jax.envs.base import Environment
-from btnn_jax.protocol import action_distribution
 from btnn_jax.runs.folder import RunError
 from btnn_jax.runs.sources import make_env
+from btnn_jax.training.acting import choose_action, uniform_logits
 from btnn_jax.training.config import AutoencoderConfig
 
 __all__ = [
@@ -168,12 +166,12 @@ def play_randomly(env: Environment, key: jax.Array, steps: int, stream: str | No
     """
     reset_key, key = jax.random.split(key)
     state, observation = jax.vmap(env.reset)(jax.random.split(reset_key, _NUM_ENVS))
-    logits = jax.tree.map(lambda depth: jnp.zeros((_NUM_ENVS, depth)), unfreeze(env.action_depths))
+    logits = uniform_logits(env.action_depths, (_NUM_ENVS,))
 
     def one_step(carry: Any, key: jax.Array) -> tuple[Any, jax.Array]:
         state, observation = carry
         act_key, env_key = jax.random.split(key)
-        action = action_distribution(logits).sample(seed=act_key)
+        action = choose_action(logits, act_key, greedy=False)
         keys = jax.random.split(env_key, _NUM_ENVS)
         state, time_step = jax.vmap(env.step)(keys, state, action)
         return (state, time_step.observation), one_stream(observation, stream)

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax.core import unfreeze
 
 from btnn_jax._types import PyTree
 from btnn_jax.envs.base import Environment
-from btnn_jax.protocol import AgentInput, Policy, action_distribution
+from btnn_jax.protocol import AgentInput, Policy
+from btnn_jax.training.acting import apply_step, choose_action, first_inputs, uniform_logits
 
 __all__ = ["Episodes", "make_evaluate", "make_evaluate_random", "play"]
 
@@ -56,10 +56,8 @@ def make_evaluate_random(
 
     def act(key: jax.Array, inputs: AgentInput, carry: PyTree) -> tuple[PyTree, PyTree]:
         del inputs
-        logits = jax.tree.map(
-            lambda depth: jnp.zeros((num_episodes, depth), jnp.float32), unfreeze(env.action_depths)
-        )
-        return action_distribution(logits).sample(seed=key), carry
+        logits = uniform_logits(env.action_depths, (num_episodes,))
+        return choose_action(logits, key, greedy=False), carry
 
     return lambda key: play(env, act, (), key, num_episodes, max_steps)
 
