@@ -9,14 +9,13 @@ import argparse
 import contextlib
 import dataclasses
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from btnn_jax.cli import arguments as options
 from btnn_jax.cli.parser import DEFAULT_ENV, EVALUATION, make_parser
+from btnn_jax.runs.interrupt import say_on_interrupt, watch_interrupts
 from btnn_jax.training.config import AutoencoderConfig, Config, UnrealConfig
 
 __all__ = ["UsageError", "main"]
@@ -36,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from btnn_jax.runs.folder import RunError
     from btnn_jax.runs.processes import ProcessLostError
 
-    with _plain_interrupt():
+    with watch_interrupts():
         try:
             return _COMMANDS[given.command](given)
         except ProcessLostError as error:
@@ -252,6 +251,7 @@ def _report(result: Any, command: str, more: str = "") -> int:
 
 
 def _evaluate(given: argparse.Namespace) -> int:
+    say_on_interrupt(f"{given.run} is as it was")
     from btnn_jax.runs.run import is_autoencoder_run
 
     if is_autoencoder_run(given.run):
@@ -309,6 +309,7 @@ def _print_errors(folder: Any) -> None:
 
 
 def _plot(given: argparse.Namespace) -> int:
+    say_on_interrupt("the runs are as they were")
     from btnn_jax.runs.run import is_autoencoder_run
 
     if len(given.runs) == 1 and is_autoencoder_run(given.runs[0]):
@@ -335,23 +336,6 @@ def _print_pictures(folder: Any) -> None:
 
     for path in plot_autoencoder(folder):
         print(path)
-
-
-@contextlib.contextmanager
-def _plain_interrupt() -> Iterator[None]:
-    """Lets Ctrl-C end the process at once, without a traceback, wherever no run handles it.
-
-    Python would only see the signal after the compiler or the device is done, which takes minutes at worst.
-    """
-    main_thread = threading.current_thread() is threading.main_thread()
-    if not main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {

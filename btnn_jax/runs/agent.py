@@ -23,6 +23,7 @@ from btnn_jax.envs.base import Environment
 from btnn_jax.envs.trading.market import GENERATORS
 from btnn_jax.protocol import Policy
 from btnn_jax.runs.folder import Folder, RunError, default_folder
+from btnn_jax.runs.interrupt import say_on_interrupt
 from btnn_jax.runs.loop import LoopOptions, Program, run_loop
 from btnn_jax.runs.metrics import EPISODES
 from btnn_jax.runs.processes import first_only
@@ -263,7 +264,9 @@ def _run_program(
         replicated=agent.replicated,
         act=agent.act,
     )
+    say_on_interrupt(f"every checkpoint so far is kept; go on: btnn-jax train --resume {folder}")
     outcome = run_loop(folder, program, seed=run.seed, reporter=reporter or make_reporter(), **loop)
+    say_on_interrupt(f"the trained agent is kept; evaluate: btnn-jax evaluate {folder}")
     return RunResult(folder, run, *outcome)
 
 

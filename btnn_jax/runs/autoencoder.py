@@ -25,6 +25,7 @@ from btnn_jax.runs.folder import (
     create_folder,
     default_folder,
 )
+from btnn_jax.runs.interrupt import say_on_interrupt
 from btnn_jax.runs.keys import key_of
 from btnn_jax.runs.loop import LoopOptions, Program, run_loop
 from btnn_jax.runs.progress import Reporter, make_reporter
@@ -197,5 +198,7 @@ def _run_program(
         score=lambda metrics: -metrics["validation_loss"],
         inputs=inputs,
     )
+    say_on_interrupt(f"every checkpoint so far is kept; go on: btnn-jax train-ae --resume {folder}")
     outcome = run_loop(folder, program, seed=run.seed, reporter=reporter, **loop)
+    say_on_interrupt(f"the trained autoencoder is kept; evaluate: btnn-jax evaluate {folder}")
     return AutoencoderResult(folder, run, *outcome)

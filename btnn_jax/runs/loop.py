@@ -18,6 +18,7 @@ import numpy as np
 from btnn_jax._types import PyTree
 from btnn_jax.runs.checkpoint import CheckpointError, Checkpoints
 from btnn_jax.runs.folder import CHECKPOINTS, METRICS, RunError, locked, read_settings
+from btnn_jax.runs.interrupt import one_interrupt_is_handled
 from btnn_jax.runs.metrics import MetricSums, MetricsWriter, add_metrics, read_means, read_metrics, zero_sums
 from btnn_jax.runs.processes import detect_lost_process, first_only, is_first, max_over_processes
 from btnn_jax.runs.profiling import Profiler, peak_memory
@@ -148,6 +149,7 @@ def run_loop(
                     planned_bytes=planned,
                 )
             )
+        stack.enter_context(one_interrupt_is_handled())
         stop = stack.enter_context(_signals())
         recorder = _Recorder(program, writer, reporter, start, np.mean(jax.device_get(state.skipped)))
         update, saved, logged = start, time.monotonic(), time.monotonic()
