@@ -49,7 +49,8 @@ def test_a_memory_chain_needs_memory(tmp_path, lstm, low, high):
 PERIOD = 256
 TRADER = UnrealConfig(
     num_envs=64, rollout_length=64, total_steps=560_000, epochs=4, entropy_beta=0.3, entropy_beta_final=0.0,
-    hidden=(64,), lstm=(), noisy=False, pc_weight=0, vr_weight=0, rp_weight=0,
+    hidden=(64,), lstm=(), noisy=False, pc_weight=0, vr_weight=0, rp_weight=0, learning_rate=1e-3,
+    normalize_returns=False,
 )  # fmt: skip
 
 
