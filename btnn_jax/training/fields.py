@@ -187,4 +187,6 @@ def _range(bounds: dict[str, float | None], value: Any) -> str:
         words = " and ".join(
             f"{name.replace('_', ' ')} {bound}" for name, bound in bounds.items() if bound is not None
         )
-    return f"sizes of {words}" if isinstance(value, tuple) else words
+    if not isinstance(value, tuple):
+        return words
+    return f"layers of sizes of {words}" if value and isinstance(value[0], tuple) else f"sizes of {words}"

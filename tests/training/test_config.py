@@ -125,7 +125,7 @@ def test_sizes_of_a_run():
         ({"algorithm": None}, "algorithm must be a string, got None"),
         ({"entropy_beta_final": "low"}, "entropy_beta_final must be None or a finite number, got 'low'"),
         ({"ae_layers": ((4, 3, 1),)}, "ae_layers must be None or a tuple of layers, each"),
-        ({"ae_layers": ((4, (3, 3), (0, 1)),)}, "ae_layers must be sizes of at least 1"),
+        ({"ae_layers": ((4, (3, 3), (0, 1)),)}, "ae_layers must be layers of sizes of at least 1"),
         ({"ae_layers": ()}, "ae_layers must be None or at least one layer"),
     ],
 )
