@@ -61,3 +61,13 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its type where it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def short_repr(value: Any, limit: int = 200) -> str:
+    """`repr(value)`, cut off after `limit` characters.
+
+    >>> short_repr("a" * 20, limit=5)
+    "'aaaa..."
+    """
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."

@@ -118,7 +118,7 @@ def test_large_images_are_resized_first_to_the_same_end(pad, monkeypatch):
     variables = init(module, x)
     answers = []
     for first in (True, False):
-        monkeypatch.setattr(ae, "taps_come_first", lambda *shapes, first=first: first)
+        monkeypatch.setattr(ae, "fused_is_cheaper", lambda *shapes, first=first: first)
         answers.append(jax.jit(lambda v: module.apply(v, x).decoder_layers)(variables))
     assert_close(*answers)
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from btnn_jax import envs
-from btnn_jax._errors import first_line
+from btnn_jax._errors import first_line, short_repr
 from btnn_jax.envs.base import Environment
 from btnn_jax.runs.folder import RunError
 from btnn_jax.runs.run import Run
@@ -35,7 +35,7 @@ def make_env(name: str, params: Mapping[str, Any]) -> Environment:
         raise RunError(f"{name} cannot be made: {first_line(error)}") from error
     except TypeError as error:  # a value of another type than the environment computes with
         raise RunError(
-            f"{name} makes no sense of its parameters {dict(params)}: {first_line(error)}"
+            f"{name} makes no sense of its parameters {short_repr(dict(params))}: {first_line(error)}"
         ) from error
     return env
 

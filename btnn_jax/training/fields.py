@@ -13,6 +13,8 @@ import types
 import typing
 from typing import Any, Self
 
+from btnn_jax._errors import short_repr
+
 __all__ = ["Config", "option"]
 
 _LARGEST = 3.4e38  # of float32
@@ -77,9 +79,7 @@ class Config:
 
     def _check(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
-            text = repr(getattr(self, name))
-            text = text if len(text) <= 200 else f"{text[:200]}..."
-            raise ValueError(f"{name} must be {expected}, got {text}")
+            raise ValueError(f"{name} must be {expected}, got {short_repr(getattr(self, name))}")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for JSON."""
