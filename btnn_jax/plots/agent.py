@@ -53,7 +53,7 @@ class Panel(NamedTuple):
 PANELS = (
     Panel("Policy entropy", "nats", {"entropy": "entropy"}),
     Panel("Value", "explained variance", {"explained_variance": "explained variance"}),
-    Panel("Value loss", "squared return", {"value_loss": "value loss"}, log=True),
+    Panel("Value loss", "squared error", {"value_loss": "value loss"}, log=True),
     Panel(
         "Auxiliary losses",
         "loss, unweighted",
