@@ -126,7 +126,7 @@ class Bar:
             "steps": steps,
             "rate": rate,
             "result": result,
-            "format_duration": clock,
+            "clock": clock,
         }
         if self._task is None:
             self._task = self._bar.add_task("", total=progress.total, **fields)
