@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
+
+from btnn_jax.ops.categorical import one_hot
 
 __all__ = ["KernelMonitor"]
 
@@ -75,13 +77,16 @@ class KernelMonitor:
 
         Raises:
           ValueError: if there is neither key nor start, or the start has the wrong shape.
+          TypeError: if the index is not a whole number.
           IndexError: if there is no such kernel.
         """
-        if (
-            not isinstance(kernel_index, jax.core.Tracer)
-            and not 0 <= np.asarray(kernel_index) < self.num_kernels
-        ):
-            raise IndexError(f"the layer has kernels 0 to {self.num_kernels - 1}, got {kernel_index}")
+        if not isinstance(kernel_index, jax.core.Tracer):
+            try:
+                kernel_index = operator.index(kernel_index)  # type: ignore[arg-type]
+            except TypeError:
+                raise TypeError(f"kernel_index must be a whole number, got {kernel_index!r}") from None
+            if not 0 <= kernel_index < self.num_kernels:
+                raise IndexError(f"the layer has kernels 0 to {self.num_kernels - 1}, got {kernel_index}")
         return self._fit(self._start(key, start), kernel_index, step, num_steps, l2, blur)
 
     def fit_all(
@@ -118,7 +123,7 @@ class KernelMonitor:
     ) -> Array:
         def activation(signal: Array) -> Array:
             activations = self.layer_fn(signal[None]).astype(jnp.float32).mean((0, 1, 2))
-            return jnp.vdot(activations, jax.nn.one_hot(kernel, self.num_kernels))
+            return jnp.vdot(activations, one_hot(kernel, (self.num_kernels,)))
 
         rows, columns = (_gaussian(size, blur) for size in self.input_shape[:2])
 

@@ -242,7 +242,7 @@ def ppo_loss(
     if old_logits is None:
         old = functools.reduce(jnp.add, [_float32(x) for x in jax.tree.leaves(old)])
     else:
-        old = log_prob(old, actions)
+        old = log_prob_and_entropy(old, actions, values.shape)[0]
     log_ratios = jnp.minimum(log_probs - old, _MAX_LOG_RATIO)
     ratios = jnp.exp(log_ratios)
     advantages = _float32(advantages)
@@ -440,8 +440,8 @@ def beta_vae_loss(
             raise ValueError(
                 f"expected d_kl [N, latent] for targets [N, ...] {target.shape}, got {d_kl.shape}"
             )
-    reduce = jnp.sum if kl_reduction == "sum" else jnp.mean
-    kl = masked_mean(reduce(_float32(_included(where, d_kl)), axis=-1), where, axis_name=axis_name)
+    kl = _float32(_included(where, d_kl))
+    kl = masked_mean(jnp.sum(kl, axis=-1) if kl_reduction == "sum" else kl, where, axis_name=axis_name)
     loss, metrics = ae_loss(targets, reconstructions, alpha=alpha, where=where, axis_name=axis_name)
     return loss + beta * kl, metrics | {"kl": kl}
 

@@ -273,8 +273,8 @@ def vtrace(
       truncated: bool `[T, ...]`.
       discount: per step, a scalar or `[T, ...]`.
       lambda_: a scalar or `[T, ...]`.
-      clip_rho: bound of the ratio that decides which policy's values are learned.
-      clip_c: bound of the ratio that decides how far errors travel back.
+      clip_rho: bound of the ratio that decides which policy's values are learned; a scalar or `[T, ...]`.
+      clip_c: bound of the ratio that decides how far errors travel back; a scalar or `[T, ...]`.
 
     Returns:
       Targets for the values and advantages for the policy, both float32 `[T, ...]`. On-policy the targets are
@@ -288,8 +288,8 @@ def vtrace(
     _check("log_ratios", log_ratios, rewards)
     rewards, values, next_values = _float32(rewards), _float32(values), _float32(next_values)
     ratios = jnp.exp(_float32(log_ratios))
-    rhos = jnp.minimum(ratios, clip_rho)
-    carried = _carried(lambda_, truncated) * jnp.minimum(ratios, clip_c)
+    rhos = jnp.minimum(ratios, _per_step(clip_rho, rewards))
+    carried = _carried(lambda_, truncated) * jnp.minimum(ratios, _per_step(clip_c, rewards))
     discounts = _discounts(discount, terminated)
     errors = rhos * (rewards + _weighted(discounts, next_values) - values)
     targets = values + _accumulate(errors, discounts * carried)

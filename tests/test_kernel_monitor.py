@@ -90,3 +90,22 @@ def test_a_kernel_that_is_not_there_is_an_error_whatever_its_type(index):
     monitor = KernelMonitor(lambda x: jnp.concatenate([x, x], axis=-1), (4, 4, 1))
     with pytest.raises(IndexError, match="kernels 0 to 1, got"):
         monitor.fit(jax.random.key(0), index)
+
+
+@pytest.mark.parametrize("index", [1.0, 0.5, "1", None, np.array([0, 1])])
+def test_a_kernel_is_a_whole_number(index):
+    monitor = KernelMonitor(lambda x: jnp.concatenate([x, x], axis=-1), (4, 4, 1))
+    with pytest.raises(TypeError, match="kernel_index must be a whole number, got"):
+        monitor.fit(jax.random.key(0), index)
+
+
+def test_an_8_bit_index_names_one_kernel_of_many():
+    signs = jnp.ones((1, 1, 1, 300)).at[..., 257].set(-1)  # 257 is 1 in 8 bits
+    monitor = KernelMonitor(lambda x: x.sum(-1, keepdims=True) * signs, (2, 2, 1))
+    start = jnp.zeros((2, 2, 1))
+    expected = monitor.fit(None, 1, start=start)
+    assert (expected > 0).all()
+    np.testing.assert_array_equal(monitor.fit(None, np.uint8(1), start=start), expected)
+    np.testing.assert_array_equal(
+        jax.jit(lambda k: monitor.fit(None, k, start=start))(jnp.uint8(1)), expected
+    )

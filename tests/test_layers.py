@@ -299,15 +299,16 @@ def test_categorical_sample_draws_rare_classes_of_bfloat16_logits():
 
 
 @pytest.mark.parametrize("value", [0.7, 0.1, 1e-3, 1.0, 123.4, -0.3])
-def test_the_norm_of_a_flat_frame_is_zero(value):
-    x = jnp.full((2, 84, 84, 3), value)
+@pytest.mark.parametrize("shape", [(1, 9, 9, 3), (2, 84, 84, 3)])  # the mean of the first rounds
+def test_the_norm_of_a_flat_frame_is_zero(shape, value):
+    x = jnp.full(shape, value)
     layer = layers.LayerNorm()
     variables = layer.init(jax.random.key(0), x)
     np.testing.assert_array_equal(layer.apply(variables, x), jnp.zeros_like(x))
 
 
 def test_a_flat_frame_sends_no_exploding_gradient_through_several_layers():
-    x = jnp.full((1, 84, 84, 1), 0.7)
+    x = jnp.full((1, 21, 21, 1), 0.7)
     network = networks.Conv2DNetwork((1, 1, 1, 1), stride=(1, 1), pad="VALID")
     variables = network.init(jax.random.key(0), x)
     gradients = jax.grad(lambda v: jnp.sum(network.apply(v, x)))(variables)

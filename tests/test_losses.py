@@ -426,6 +426,26 @@ def test_what_the_old_policy_said_is_checked(given, message):
         losses.ppo_loss(*batch, **given)
 
 
+def test_log_probabilities_are_never_logits():
+    taken, advantages, returns, logits, values, _ = ppo_batch()
+    log_probs = categorical.log_prob(logits, taken)
+    for actions in (taken, values):  # integers, and floats by mistake
+        for call in (
+            lambda actions: losses.aac_loss(actions, advantages, returns, log_probs, values),
+            lambda actions: losses.ppo_loss(actions, advantages, returns, log_probs, values, log_probs),
+            lambda actions: losses.rp_loss(actions, log_probs),
+        ):
+            with pytest.raises(ValueError, match=r"expected logits \[N, A\] .*got .*\(6,\)"):
+                call(actions)
+
+
+def test_a_single_step_may_be_one_hot():
+    taken, *rest = (x[0] for x in ppo_batch())
+    hot = jax.nn.one_hot(taken, 4, dtype=jnp.int32)
+    for loss, arguments in ((losses.aac_loss, rest[:4]), (losses.ppo_loss, rest)):
+        assert_close(loss(hot, *arguments), loss(taken, *arguments))
+
+
 def test_clipped_values_take_the_larger_error():
     actions, logits = jnp.zeros(3, jnp.int32), jnp.zeros((3, 2))
     returns, values, old = jnp.array([1.0, 1.0, 1.0]), jnp.array([0.9, 0.3, 2.0]), jnp.array([0.0, 0.2, 1.9])
@@ -455,6 +475,12 @@ def test_clipped_values_take_the_larger_error():
 def test_empty_trees_are_refused(call):
     with pytest.raises(ValueError, match="at least one array"):
         call()
+
+
+@pytest.mark.parametrize("kl_reduction", ["sum", "mean"])
+def test_a_divergence_of_no_latents_is_zero(kl_reduction):
+    x = jnp.zeros((3, 2))
+    assert losses.beta_vae_loss(x, x, jnp.zeros((3, 0)), kl_reduction=kl_reduction)[0] == 0
 
 
 def test_the_mean_over_an_empty_axis_is_zero():

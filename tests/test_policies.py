@@ -380,3 +380,22 @@ def test_what_stacked_lstms_cannot_be_is_said():
     ):
         with pytest.raises(ValueError, match=message):
             small(STREAMS, **{"kind": "stacked_lstm", "pixel_control": False, **fields})
+
+
+@pytest.mark.parametrize("kind", ["unreal", "stacked_lstm"])
+def test_a_last_action_of_8_bits_is_the_action_it_names(kind):
+    observation = STREAMS if kind == "stacked_lstm" else VECTOR
+    fields = {"lstm": (8, 8)} if kind == "stacked_lstm" else {}
+    policy, params = small(
+        observation, 300, kind=kind, pixel_control=False, reward_prediction=False, **fields
+    )
+    inputs = make_inputs(observation, 300)._replace(reset=jnp.zeros((5, 3), bool))
+    outputs = [
+        means(policy)(
+            {"params": params},
+            inputs._replace(last_action=jnp.broadcast_to(jnp.array([1, 200, 255], dtype), (5, 3))),
+            policy.initial_state(3),
+        )
+        for dtype in (jnp.int32, jnp.uint8)
+    ]
+    chex.assert_trees_all_equal(*outputs)

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from btnn_jax import targets
 
@@ -364,6 +366,63 @@ def test_nothing_behind_an_episodes_end_reaches_what_is_before_it(name, end, bad
     found = compute(*spoilt)
     np.testing.assert_array_equal(found[..., :2], right[..., :2])
     assert np.isfinite(right).all()
+
+
+@jax.jit
+def every_target_and_gradients(rewards, values, following, log_ratios, terminated, truncated):
+    """All targets `[T, B]` by name, and the gradient of their sum with respect to what they are made of."""
+
+    def compute(arrays):
+        rewards, values, following, log_ratios = arrays
+        ends, how = (terminated, truncated), {"discount": 0.9}
+        grid = [x[..., None, None] for x in (rewards, following)]
+        found = {
+            "discounted": targets.discounted_returns(rewards, following, *ends, **how),
+            "n-step": targets.n_step_returns(rewards, following, *ends, **how, n=3),
+            "lambda": targets.lambda_returns(rewards, following, *ends, **how, lambda_=0.8),
+            "gae": targets.gae(rewards, values, following, *ends, **how, lambda_=0.8),
+            "vtrace": targets.vtrace(log_ratios, rewards, values, following, *ends, **how, lambda_=0.8),
+            "pixel control": targets.pixel_control_targets(*grid, *ends, **how)[..., 0, 0],
+        }
+        return sum(jnp.sum(x) for x in jax.tree.leaves(found)), found
+
+    (_, found), gradients = jax.value_and_grad(compute, has_aux=True)(
+        (rewards, values, following, log_ratios)
+    )
+    return found, gradients
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 99),
+    end=st.integers(0, T - 1),
+    by=st.sampled_from(["terminated", "truncated", "both"]),
+    bad=st.sampled_from([np.nan, np.inf, -np.inf, 3e38]),
+)
+def test_what_follows_an_episodes_end_changes_nothing_up_to_it(seed, end, by, bad):
+    x = Rollout(seed)
+    x.terminated[end], x.truncated[end] = by != "truncated", by != "terminated"
+    arrays = x.rewards, x.values, x.next_values, x.log_ratios
+    expected, _ = every_target_and_gradients(*arrays, x.terminated, x.truncated)
+    spoilt = [np.where(np.arange(T)[:, None] > end, bad, array).astype(np.float32) for array in arrays]
+    if by != "truncated":
+        spoilt[2][end] = bad  # the value of the next episode's start
+    found, gradients = every_target_and_gradients(*spoilt, x.terminated, x.truncated)
+    before = functools.partial(jax.tree.map, lambda array: array[: end + 1])
+    chex.assert_trees_all_equal(before(found), before(expected))
+    chex.assert_tree_all_finite(before(expected))
+    chex.assert_trees_all_equal(gradients, jax.tree.map(np.zeros_like, gradients))
+
+
+def test_bounds_of_ratios_may_differ_by_step_but_are_not_broadcast_over_time():
+    x = Rollout(0, T=B)  # square, so that a bound for each column would fit the rows
+    arguments = (x.log_ratios, *x.steps_with_values)
+    bounds = np.linspace(0.5, 1.5, B, dtype=np.float32)
+    found = targets.vtrace(*arguments, discount=DISCOUNT, clip_rho=bounds, clip_c=bounds)
+    full = np.repeat(bounds[:, None], B, axis=1)
+    assert_close(found, targets.vtrace(*arguments, discount=DISCOUNT, clip_rho=full, clip_c=full))
+    with pytest.raises(ValueError, match=r"starts \(5, 5\), got \(1, 5\)"):
+        targets.vtrace(*arguments, discount=DISCOUNT, clip_rho=bounds[None])
 
 
 def test_a_nan_of_the_next_episode_stays_there():

@@ -116,7 +116,10 @@ def fit_scale(values: np.ndarray, *, together: bool = False) -> Scale:
     """
     axes = tuple(range(values.ndim - 1))
     constant = values.max(axis=axes) == values.min(axis=axes)  # whose computed variance is only rounding
-    variance = np.where(constant, 0.0, values.var(axis=axes))
+    # In float64, because NumPy adds up the rows of float32 one by one and loses a percent over a million of them.
+    variance = np.where(constant, 0.0, values.var(axis=axes, dtype=np.float64))
     if together:
         variance = np.full_like(variance, variance.mean())
-    return Scale(values.mean(axis=axes), np.sqrt(np.where(variance > 0, variance, 1.0)))
+    deviation = np.sqrt(np.where(variance > 0, variance, 1.0))
+    dtype = np.result_type(values.dtype, np.float32)
+    return Scale(values.mean(axis=axes, dtype=np.float64).astype(dtype), deviation.astype(dtype))

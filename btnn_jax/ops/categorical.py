@@ -4,6 +4,7 @@ Logits are float `[N, A]`, actions int `[N]` or one-hot `[N, A]`, with `N` any l
 of actions. For a dict action space both are pytrees of the same structure, one leaf per head; the heads are
 independent, so everything here adds up over them. Results are float32 `[N]` whatever the logits are. A logit
 of -inf rules an action out. An int outside of `0..A-1` is no action: its log-probability is 0, without gradient.
+A single one-hot row `[A]` is refused, because `[N]` actions beside `[N]` log-probabilities look the same: add an axis.
 
 Derivatives are taken in reverse (`jax.grad`, and forward over that); `jax.jvp` of `log_prob` itself raises.
 """
@@ -53,7 +54,10 @@ def entropy(logits: PyTree) -> Array:
     >>> entropy(jnp.zeros((1, 4)))
     Array([1.3862944], dtype=float32)
     """
-    return log_prob_and_entropy(logits, jax.tree.map(jnp.zeros_like, logits))[1]
+    heads = jax.tree.leaves(logits)
+    _check_heads(heads)
+    nothing = [_head(x, jnp.zeros_like(x)) for x in (jnp.asarray(head, jnp.float32) for head in heads)]
+    return functools.reduce(jnp.add, [entropies for _, entropies in nothing])
 
 
 def kl_divergence(logits_p: PyTree, logits_q: PyTree) -> Array:
@@ -88,22 +92,26 @@ def log_prob_and_entropy(
 ) -> tuple[Array, Array]:
     """`log_prob` and `entropy` for the price of one; `rows` is the `N` to insist on."""
     pairs = matching_leaves("actions", actions, "logits", logits)
-    for action, head in pairs:
-        if jnp.ndim(action) == jnp.ndim(head) == 1 and jnp.issubdtype(action.dtype, jnp.integer):
-            raise ValueError(
-                f"expected logits [N, A] for integer actions [N], got logits {head.shape} and actions "
-                f"{action.shape} of {action.dtype}"
-            )
     _check_heads([head for _, head in pairs], rows)
+    for action, head in pairs:
+        if rows is None and jnp.ndim(action) == jnp.ndim(head) == 1:
+            raise ValueError(
+                f"expected logits [N, A] for actions [N], got logits {head.shape} and actions {action.shape} of "
+                f"{action.dtype}; a single one-hot row needs an axis for N"
+            )
     heads = [_head(jnp.asarray(head, jnp.float32), one_hot(action, head.shape)) for action, head in pairs]
     log_probs, entropies = zip(*heads, strict=True)
     return functools.reduce(jnp.add, log_probs), functools.reduce(jnp.add, entropies)
 
 
 def _check_heads(heads: list[Array], rows: tuple[int, ...] | None = None) -> None:
-    """A `ValueError` unless all heads have the same `N`, that of `rows` if given."""
+    """A `ValueError` unless there are heads and all have the same `N`, that of `rows` if given."""
+    if not heads:
+        raise ValueError("expected at least one array of logits, got none")
     for head in heads:
         rows = head.shape[:-1] if rows is None else rows
+        if not head.shape or not head.shape[-1]:
+            raise ValueError(f"expected logits [N, A] of at least one action, got {head.shape}")
         if head.shape[:-1] != rows:
             raise ValueError(f"expected logits [N, A] with N = {rows}, got {head.shape}")
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -22,6 +23,7 @@ from btnn_jax.training.rollout import Rollout
 
 __all__ = ["Hyperparameters", "OnPolicy", "ReplayStep", "make_objective", "select_envs", "to_replay"]
 
+_EPSILON = float(np.finfo(np.float32).eps)
 Metrics = dict[str, Array]
 
 
@@ -257,9 +259,16 @@ def select_envs(batch: OnPolicy, rows: Array) -> OnPolicy:
 
 
 def _standardise(x: Array, axis_name: losses.AxisName | None) -> Array:
+    """`x` with mean 0 and deviation 1 over all devices, 0 where it varies by no more than float32 rounds."""
+
     def mean(y: Array) -> Array:
         y = jnp.mean(y)
         return y if axis_name is None else jax.lax.pmean(y, axis_name)
 
-    centred = x - mean(x)
-    return centred / (jnp.sqrt(mean(jnp.square(centred))) + 1e-8)
+    # Relative to one of its own elements, the mean of a constant is that constant but for rounding.
+    origin = mean(x.ravel()[:1])
+    shift = mean(x - origin)
+    centred = x - origin - shift
+    deviation = jnp.sqrt(mean(jnp.square(centred)))
+    varies = deviation > 4 * _EPSILON * jnp.abs(origin + shift)
+    return jnp.where(varies, centred / (deviation + 1e-8), 0.0)

@@ -116,3 +116,13 @@ def test_scale():
 def test_a_constant_has_a_deviation_of_one():
     assert fit_scale(np.full((1000, 2), 0.1)).deviation.tolist() == [1, 1]
     assert fit_scale(np.full((1000, 2), 0.1), together=True).deviation.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_million_rows_of_float32_keep_their_digits(together):
+    values = np.tile(np.array([[0.1, 5000.0], [0.3, 5002.0]], np.float32), (2**19, 1))
+    scale = fit_scale(values, together=together)
+    np.testing.assert_allclose(scale.mean, [0.2, 5001.0], rtol=1e-6)
+    right = [np.sqrt((0.1**2 + 1) / 2)] * 2 if together else [0.1, 1.0]
+    np.testing.assert_allclose(scale.deviation, right, rtol=1e-5)
+    assert scale.apply(values).dtype == np.float32

@@ -147,7 +147,35 @@ def test_small_integer_types_name_the_action_they_hold(dtype):
     np.testing.assert_array_equal(hot.sum(-1), [1, 1])
 
 
-def test_integer_actions_beside_logits_of_their_shape_are_not_one_row():
-    with pytest.raises(ValueError, match=r"logits \[N, A\] for integer actions \[N\], got logits \(3,\)"):
-        categorical.log_prob(jnp.zeros(3), jnp.array([0, 1, 0]))
-    assert categorical.log_prob(jnp.zeros(3), jnp.array([0.0, 1.0, 0.0])) == -np.log(np.float32(3))
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, jnp.float32, bool])
+def test_actions_beside_logits_of_their_shape_are_not_one_row(dtype):
+    logits, actions = jnp.zeros(3), jnp.array([0, 1, 0]).astype(dtype)
+    for tree in (lambda x: x, lambda x: {"a": x}):
+        with pytest.raises(
+            ValueError, match=r"logits \[N, A\] for actions \[N\], got logits \(3,\) and actions"
+        ):
+            log_prob(tree(logits), tree(actions))
+    np.testing.assert_allclose(log_prob(logits[None], actions[None]), [-np.log(3)], rtol=1e-6)
+    np.testing.assert_allclose(log_prob(logits, jnp.int32(1)), -np.log(3), rtol=1e-6)
+    np.testing.assert_allclose(entropy(logits), np.log(3), rtol=1e-6)
+
+
+def test_all_values_of_an_8_bit_type_are_actions():
+    logits = jnp.zeros((2, 300))
+    np.testing.assert_allclose(log_prob(logits, jnp.array([1, 255], jnp.uint8)), -np.log(300), rtol=1e-6)
+    for outside in (jnp.array([-1, -128], jnp.int8), jnp.array([-1, 300], jnp.int16)):
+        np.testing.assert_array_equal(log_prob(logits, outside), 0)
+
+
+@pytest.mark.parametrize("shape", [(), (3, 0)])
+def test_logits_of_no_action_are_refused(shape):
+    logits = jnp.zeros(shape)
+    for call in (
+        entropy,
+        lambda x: kl_divergence(x, x),
+        lambda x: log_prob(x, jnp.zeros(shape[:-1], jnp.int32)),
+    ):
+        with pytest.raises(
+            ValueError, match=r"\[N, A\] of at least one action, got " + re.escape(str(shape))
+        ):
+            call(logits)

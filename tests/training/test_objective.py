@@ -61,6 +61,25 @@ def test_the_mean_over_devices_is_the_whole_batch(played, algorithm):
     chex.assert_trees_all_close(jax.tree.map(lambda x: x[2], shared), whole, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("advantage", [0.7, 0.1, 1000.1, 0.0])
+@pytest.mark.parametrize("axis_name", [None, "devices"])
+def test_advantages_that_are_all_the_same_teach_the_policy_nothing(played, advantage, axis_name):
+    """The rounded mean of a constant is not that constant, and the difference is not to be scaled up to 1."""
+    policy, params, batch, _, noise_key = played
+    config = dataclasses.replace(CONFIG, algorithm="a2c", vr_weight=0, normalize_advantages=True)
+    batch = batch._replace(advantage=jnp.full_like(batch.advantage, advantage))
+    objective = make_objective(config, policy, None, axis_name)
+
+    def policy_loss(batch):
+        return objective(params, batch, None, noise_key, jax.random.key(4), HYPER)[1]["policy_loss"]
+
+    if axis_name is None:
+        assert policy_loss(batch) == 0
+    else:
+        parts = jax.tree.map(lambda *xs: jnp.stack(xs), *(select_envs(batch, r[None]) for r in jnp.arange(7)))
+        np.testing.assert_array_equal(jax.vmap(policy_loss, axis_name=axis_name)(parts), 0)
+
+
 @pytest.mark.parametrize("burn_in", [0, 4])
 def test_no_gradient_flows_into_the_burn_in(played, burn_in):
     policy, params, batch, stored, noise_key = played
