@@ -9,12 +9,13 @@ from types import ModuleType
 from typing import Any
 
 
-def import_extra(module: str, purpose: str) -> ModuleType:
+def import_extra(module: str, purpose: str, extra: str = "train") -> ModuleType:
     """Imports an optional dependency, or says what to install.
 
     Args:
       module: dotted name of the module.
       purpose: what needs it, the subject of the error's sentence, such as `"the progress bar"`.
+      extra: which of the package's extras installs it.
 
     Raises:
       ModuleNotFoundError: the module is missing; the message is one line.
@@ -26,7 +27,7 @@ def import_extra(module: str, purpose: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{purpose} needs the package {error.name!r}: pip install 'btnn-jax[train]'", name=error.name
+            f"{purpose} needs the package {error.name!r}: pip install 'btnn-jax[{extra}]'", name=error.name
         ) from error
 
 

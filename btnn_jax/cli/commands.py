@@ -61,6 +61,12 @@ def _train(given: argparse.Namespace) -> int:
 
         env = getattr(given, "env", DEFAULT_ENV)
         env_params = dict(getattr(given, "env_params", []))
+        if "data_options" in given:
+            if env != "trading":
+                raise UsageError(f"--data-option is for prices, and {env} has none")
+            given_params = env_params.get("data_params", {})
+            env_params["data_params"] = {**given_params, **dict(given.data_options)}
+            given.env_params = list(env_params.items())
         if env == "trading":
             if "data" not in env_params:
                 print("trades a generated price, data=sine (the default)")
@@ -131,6 +137,8 @@ def _train_ae(given: argparse.Namespace) -> int:
 
         if unused := [options.option_of(name) for name in unused_fields(given.data) if name in fields]:
             raise UsageError(f"examples of {given.data} take no {', '.join(unused)}")
+        read_with = getattr(given, "data_options", [])  # a series has no other parameters
+        given.env_params = [*getattr(given, "env_params", []), *read_with]
         result = train_autoencoder(
             given.data, _configure(AutoencoderConfig, fields), **_new_run(given), **loop
         )
@@ -159,6 +167,7 @@ _BEFORE_RUN = {
     "encoder": "--encoder",
     "data": "--data",
     "env_params": "--env-param",
+    "data_options": "--data-option",
     "seed": "--seed",
     "seeds": "--seeds",
 }
@@ -308,6 +317,18 @@ def _print_errors(folder: Any) -> None:
     print(errors_table(compare_run(folder)))
 
 
+def _data(given: argparse.Namespace) -> int:
+    from btnn_jax.cli.data import show_prices
+
+    try:
+        show_prices(given.files, dict(given.data_options or []), given.plot)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        raise UsageError(f"cannot read {error.filename}: {error.strerror or error}") from error
+    return 0
+
+
 def _plot(given: argparse.Namespace) -> int:
     say_on_interrupt("the runs are as they were")
     from btnn_jax.runs.run import is_autoencoder_run
@@ -343,4 +364,5 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "train-ae": _train_ae,
     "evaluate": _evaluate,
     "plot": _plot,
+    "data": _data,
 }

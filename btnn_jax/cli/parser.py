@@ -30,6 +30,7 @@ def make_parser() -> options.Parser:
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
     _add_train_ae(commands)
+    _add_data(commands)
 
     evaluate = commands.add_parser(
         "evaluate",
@@ -145,9 +146,33 @@ def _add_train_ae(commands: Any) -> None:
     train.add_argument(
         "--data",
         metavar="DATA",
-        help="a CSV file of prices; eurusd, googl or stocks, which come with packages; or an environment",
+        help="a file of prices; eurusd, googl or stocks, which come with packages; or an environment",
     )
     options.add_fields(train, AutoencoderConfig)
+
+
+def _add_data(commands: Any) -> None:
+    data = commands.add_parser(
+        "data",
+        help="show how a file of prices is understood",
+        description="Show how files of prices are understood: layout, columns, span, bar length, gaps and duplicates. "
+        "Several files are several assets, joined at their times.",
+        allow_abbrev=False,
+    )
+    data.add_argument("files", metavar="FILE", nargs="+", help="CSV, also gzipped, or Parquet")
+    _add_data_option(data)
+    data.add_argument("--plot", metavar="PICTURE", help="draw the prices into this file, .png or .pdf")
+
+
+def _add_data_option(parser: Any) -> None:
+    parser.add_argument(
+        "--data-option",
+        metavar="NAME=VALUE",
+        action="append",
+        type=options.assignment,
+        dest="data_options",
+        help="how to read prices, such as day_first=true, decimal=, or missing=drop; may be repeated",
+    )
 
 
 def _add_training(commands: Any, name: str, what: str, words: str, folder: str) -> options.Parser:
@@ -169,6 +194,7 @@ def _add_training(commands: Any, name: str, what: str, words: str, folder: str) 
         dest="env_params",
         help="parameter of the environment; may be repeated",
     )
+    _add_data_option(train)
     train.add_argument(
         "--seed", type=options.seed, metavar="N", help=_("the same seed gives the same run", 0)
     )

@@ -6,7 +6,8 @@ import importlib.util
 import pathlib
 from typing import NamedTuple
 
-from btnn_jax.data.series import Series, load_csv
+from btnn_jax.data.prices import load_csv
+from btnn_jax.data.series import Series
 
 __all__ = ["PACKAGED_SERIES", "Installed", "load_installed"]
 

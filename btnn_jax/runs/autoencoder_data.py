@@ -16,12 +16,13 @@ from btnn_jax.data import (
     Scale,
     Series,
     fit_scale,
-    load_csv,
     load_installed,
+    load_prices,
     log_returns,
     split,
     windows,
 )
+from btnn_jax.data.prices import OPTIONS
 from btnn_jax.data.series import is_volume
 from btnn_jax.encoders import as_image, one_stream
 from btnn_jax.envs.base import Environment
@@ -60,10 +61,11 @@ def load_examples(
     """Reads or plays what `config` asks for.
 
     Args:
-      source: a CSV file, a series of `btnn_jax.data.PACKAGED_SERIES`, or an environment of `btnn_jax.envs.make`.
+      source: a file that `btnn_jax.data.load_prices` reads, a series of `btnn_jax.data.PACKAGED_SERIES`, or an
+        environment of `btnn_jax.envs.make`.
       config: its fields about examples.
       seed: seed of the random actions in an environment.
-      env_params: parameters of the environment.
+      env_params: parameters of the environment, or options of `load_prices`.
 
     Raises:
       RunError: there is no such source, or what it holds does not do; the message is one line.
@@ -72,9 +74,13 @@ def load_examples(
     path = pathlib.Path(source)
     try:
         if _is_series(source):
-            if env_params:
-                raise ValueError(f"{source} is no environment: it has no parameters {dict(env_params)}")
-            series = load_installed(source) if source in PACKAGED_SERIES else load_csv(path)
+            if source in PACKAGED_SERIES:
+                if env_params:
+                    raise ValueError(f"{source} is no environment: it has no parameters {dict(env_params)}")
+                series = load_installed(source)
+            else:
+                check_known("data option", env_params or {}, OPTIONS)
+                series = load_prices(path, **(env_params or {}))
             return series_windows(series, config, path.name)
         if source not in envs.names():
             envs.gymnax_names()  # says what to install where gymnax is missing
@@ -97,7 +103,8 @@ def unused_fields(source: str) -> tuple[str, ...]:
 
 def _is_series(source: str) -> bool:
     path = pathlib.Path(source)
-    is_file = path.is_file() or path.suffix.lower() in (".csv", ".gz", ".txt") or len(path.parts) > 1
+    suffixes = (".csv", ".gz", ".txt", ".tsv", ".parquet", ".pq")
+    is_file = path.is_file() or path.suffix.lower() in suffixes or len(path.parts) > 1
     return source in PACKAGED_SERIES or is_file
 
 

@@ -80,9 +80,13 @@ def lasting_source(source: Any, names: Collection[str]) -> Any:
     """The source to store in a run's folder: the absolute path of a file, so that the run can resume from anywhere.
 
     Args:
-      source: what was asked for.
+      source: what was asked for; of several, a list or a dict.
       names: words that mean something else, whatever files there are.
     """
+    if isinstance(source, list | tuple):
+        return [lasting_source(part, names) for part in source]
+    if isinstance(source, Mapping):
+        return {asset: lasting_source(part, names) for asset, part in source.items()}
     if isinstance(source, str | os.PathLike) and source not in names and pathlib.Path(source).is_file():
         return str(pathlib.Path(source).resolve())
     return source

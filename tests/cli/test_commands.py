@@ -54,6 +54,19 @@ def test_python_m_is_the_same_program():
         ("", "arguments are required: COMMAND"),
         ("trian", "invalid choice: 'trian'"),
         ("train CartPol-v1", "did you mean 'CartPole-v1'"),
+        (
+            "train CartPole-v1 --data-option decimal=,",
+            "--data-option is for prices, and CartPole-v1 has none",
+        ),
+        ("train trading --resume x --data-option decimal=,", "leave out ENV, --data-option"),
+        ("train trading --env-param data=missing.csv --data-option day=3", "did you mean 'day_first'"),
+        (
+            "train-ae --data eurusd --data-option missing=drop",
+            "eurusd is no environment: it has no parameters",
+        ),
+        ("data", "arguments are required: FILE"),
+        ("data missing.csv", "cannot read missing.csv: No such file or directory"),
+        ("data missing.csv --data-option days=3", "unknown data option 'days'; did you mean 'day_first'"),
         ("train probe-memory --env-param lenght=3", "did you mean 'length'"),
         ("train probe-memory --env-param length", "expected NAME=VALUE, got 'length'"),
         ("train probe-memory --env-param length=x", "probe-memory makes no sense of its parameters"),
@@ -350,3 +363,43 @@ def test_a_value_of_a_parameter_that_is_nested_too_deeply_is_one_line(capsys, va
         capsys, "train", "probe-choice", "--pc-weight", "0", "--env-param", f"num_actions={value}"
     )
     assert len(message) < 1000
+
+
+def test_data_shows_how_files_are_understood(capsys, tmp_path):
+    rows = "".join(f"{day:02}/02/2024;{100 + day},25\n" for day in (1, 2, 2, 5))
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text("Date;Schluss\n" + rows)
+    path = tmp_path / "a.csv"
+    assert "choose day_first=True or day_first=False" in fails(capsys, "data", path)
+    picture = tmp_path / "prices.png"
+    assert cli.main(["data", str(path), "--data-option", "day_first=true", "--plot", str(picture)]) == 0
+    out = capsys.readouterr().out
+    assert "duplicates  1 rows repeat a time" in out
+    assert "2024-02-01 00:00:00 to 2024-02-05 00:00:00" in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    options = ("--data-option", "duplicates=error", "--data-option", "day_first=true")
+    assert "line 4: repeats the time 2024-02-02T00:00:00 of line 3" in fails(capsys, "data", path, *options)
+    assert cli.main(["data", str(path), str(tmp_path / "b.csv"), "--data-option", "day_first=true"]) == 0
+    assert "Schluss as a Close, Schluss as b Close" in capsys.readouterr().out
+
+
+def test_training_reads_prices_with_the_options_given(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(runs, "train", lambda env, config, **given: seen.update(given) or sys.exit(3))
+    (tmp_path / "prices.csv").write_text(
+        "Date;Close\n" + "".join(f"0{1 + i % 9}/0{1 + i // 9}/2024;1,5\n" for i in range(80))
+    )
+    words = ["train", "trading", "--env-param", f"data={tmp_path / 'prices.csv'}", "--env-param", "window=4"]
+    with pytest.raises(SystemExit, match="3"):
+        cli.main(
+            [
+                *words,
+                "--env-param",
+                "episode=4",
+                "--env-param",
+                "embargo=0",
+                "--data-option",
+                "day_first=true",
+            ]
+        )
+    assert seen["env_params"]["data_params"] == {"day_first": True}

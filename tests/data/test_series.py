@@ -168,7 +168,10 @@ def test_gzip(write):
             HEADER + ROWS[0] + "1512010112345,3,4,5\n",
             "line 3: Date is '1512010112345', not a time such as 2017-01-31 22:00:00 or 20170131 220000",
         ),
-        (HEADER + "1512010112,3,4,5\n", "line 2: Date is '1512010112', not a time"),
+        (
+            HEADER + "1512010112,3,4,5\n1512010113000,3,4,5\n",
+            "line 3: Date is 1512010113000, which does not count seconds",
+        ),
         (
             BAR + "2024-01-02,2,3,1,2\n\n2024-01-03,1,3,1,3.01\n2024-01-04,1,3,2,2\n",
             "line 4: High and Low must enclose Open and Close, got Open 1.0, High 3.0, Low 1.0, Close 3.01 "

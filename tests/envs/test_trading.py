@@ -581,6 +581,12 @@ def test_a_file_that_is_too_short_is_named_with_its_last_line(tmp_path, params, 
         ),
         ({"data": np.ones(99), "columns": ("a",)}, "an array has no columns"),
         ({"columns": ("a",)}, "sine is generated and has no columns"),
+        ({"data": "eurusd", "data_params": {"missing": "drop"}}, "and files have data_params.* for 'eurusd'"),
+        (
+            {"data": "missing.csv", "data_params": {"day": 1}},
+            "unknown data_params 'day'; did you mean 'day_first'",
+        ),
+        ({"data": ["missing.csv", "other.csv"]}, "cannot read missing.csv: No such file"),
         (
             {"data": np.ones(99)},
             "99 bars .all. are too few for a window of 32 and an episode of 256: at least 288",
@@ -626,6 +632,56 @@ def test_what_makes_no_sense_is_refused(params, message):
     with pytest.raises(ValueError, match=message) as caught:
         envs.make("trading", **params)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [object(), {"a": 1}, ["a.csv", 3], {1, 2}])
+def test_what_is_no_prices_is_a_type_error(data):
+    with pytest.raises(TypeError, match=r"must be .*, got a"):
+        envs.make_trading(data)
+
+
+def test_a_file_is_read_with_options(tmp_path):
+    path = tmp_path / "prices.csv"
+    path.write_text(
+        "Date;Close\n" + "".join(f"0{1 + i % 9}/0{1 + i // 9}/2024;1,{i:03}\n" for i in range(60))
+    )
+    with pytest.raises(ValueError, match=r"choose decimal=',' or decimal='.'"):
+        make(str(path))
+    options = {"day_first": True, "decimal": ","}
+    env = make(str(path), data_params=options)
+    np.testing.assert_allclose(env.close[:, 0], 1 + np.arange(60) / 1000, rtol=1e-6)
+    assert env.times[-1] == np.datetime64("2024-07-06")
+    env = make(str(path), data_params={**options, "missing": "drop"}, columns="Close")
+    assert env.assets == ("Close",)
+
+
+@pytest.mark.parametrize("kind", ["files", "dict", "wide"])
+def test_bars_of_several_assets(tmp_path, kind):
+    prices = np.exp(
+        np.cumsum(np.random.default_rng(0).normal(0, 0.01, (60, 2, 2)), axis=0)
+    )  # [N, A, open and close]
+    days = np.datetime64("2024-01-01") + np.arange(60)
+    names = ("AAPL", "MSFT")
+    if kind == "wide":
+        header = ",".join(f"{name}_{field}" for name in names for field in ("Open", "Close"))
+        rows = "".join(
+            f"{day},{','.join(map(str, row))}\n" for day, row in zip(days, prices.reshape(60, 4), strict=True)
+        )
+        (tmp_path / "wide.csv").write_text(f"Date,{header}\n{rows}")
+        data = str(tmp_path / "wide.csv")
+    else:
+        for i, name in enumerate(names):
+            rows = "".join(
+                f"{day},{o},{c}\n" for day, (o, c) in zip(days, prices[:, i].tolist(), strict=True)
+            )
+            (tmp_path / f"{name}.csv").write_text("Date,Open,Close\n" + rows)
+        data = {name: str(tmp_path / f"{name}.csv") for name in names}
+        data = data if kind == "dict" else list(data.values())
+    env = make(data)
+    assert env.assets == names
+    np.testing.assert_allclose(env.close, prices[..., 1], rtol=1e-6)
+    np.testing.assert_allclose(env.bars[0, :60], prices[..., 0], rtol=1e-6)
+    np.testing.assert_array_equal(env.times, days)
 
 
 OPTIMAL = {

@@ -281,9 +281,15 @@ def test_what_cannot_be_learned_from_is_one_line_and_leaves_no_folder(
     assert not (tmp_path / "run").exists()
 
 
-def test_only_environments_have_parameters(prices):
+def test_a_packaged_series_has_no_parameters_and_a_file_has_options(prices):
     with pytest.raises(RunError, match="is no environment: it has no parameters"):
+        load_examples("eurusd", TINY, env_params={"length": 3})
+    with pytest.raises(RunError, match="unknown data option 'length'"):
         load_examples(str(prices), TINY, env_params={"length": 3})
+    whole = load_examples(str(prices), TINY)
+    opens = load_examples(str(prices), TINY, env_params={"columns": "Open,Close"})
+    assert opens.channels == ("Open", "Close")
+    np.testing.assert_allclose(opens.train[..., 1].std(), whole.train[..., 3].std(), rtol=0.5)
 
 
 # Runs

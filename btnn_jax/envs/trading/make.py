@@ -68,9 +68,11 @@ def make_trading(
 
     Args:
         data: `"sine"`, `"random_walk"`, `"ornstein_uhlenbeck"` or `"regime_switching"` (of closes, a bar opens where
-            the one before closed); a name of `btnn_jax.data.PACKAGED_SERIES`; a CSV file; a `Series`; a data frame of
-            pandas or polars; or an array of closes `[N]` or `[N, A]` or of bars `[N, A, 4]`.
-        data_params: parameters of a generator, such as `{"period": 64, "length": 4096, "seed": 0}`.
+            the one before closed); a name of `btnn_jax.data.PACKAGED_SERIES`; a file or a data frame of pandas or
+            polars that `btnn_jax.data.load_prices` reads, or several, one for each asset; a `Series`; or an array of
+            closes `[N]` or `[N, A]` or of bars `[N, A, 4]`.
+        data_params: parameters of a generator, such as `{"period": 64, "length": 4096, "seed": 0}`, or options of
+            `btnn_jax.data.load_prices`, such as `{"day_first": True}`.
         columns: columns of a file or a series, each the closes of an asset, also as `"AAPL,MSFT"`; None for the bars of
             one asset where there are Open and Close, for Close where it is alone, or else for all but volumes.
         part: `"train"`, `"validation"` or `"test"`, which follow each other in time, or `"all"`. Windows of one part
