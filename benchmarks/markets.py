@@ -67,7 +67,7 @@ MARKETS: dict[str, dict[str, Any]] = {
     # leverage to spare: orders are sized as parts of the equity, and must not be refused because the other assets rose
     "stocks": {"data": "stocks", "commission": 5e-4, "leverage": 2.0},
 }
-SHARED = {"part": "train", "window": 16, "episode": 256, "reward_scale": 100.0, "drawdown": 0.2}
+SHARED = {"part": "train", "window": 16, "episode_length": 256, "reward_scale": 100.0, "drawdown": 0.2}
 
 
 def judged(market: dict[str, Any], config: UnrealConfig, seeds: int) -> tuple[np.ndarray, np.ndarray]:

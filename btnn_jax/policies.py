@@ -383,7 +383,7 @@ def make_policy(
             rows, columns = pixel_change_shape(shape, pc_cell)
             filters = min(rows, 4 - rows % 2), min(columns, 4 - columns % 2)
         except ValueError as error:
-            raise ValueError(f"{error}; pixel control needs frames, leave it out (pc_weight=0)") from error
+            raise ValueError(f"{error}; pixel control needs frames, leave it out") from error
         inner = pc_inner_shape(shape, pc_cell, filter_size=filters, channels=pc_channels)
         pc_head = DuellingPCNetwork(action_depths, inner, filters, linear=linear, **types)
     parts: dict[str, Any] = {

@@ -57,24 +57,23 @@ def _train(given: argparse.Namespace) -> int:
 
         result = resume(given.resume, devices=devices, **loop)
     else:
+        from btnn_jax.envs import registration
         from btnn_jax.runs.agent import train
 
         env = getattr(given, "env", DEFAULT_ENV)
         env_params = dict(getattr(given, "env_params", []))
+        known = registration(env)
         if "data_options" in given:
-            if env != "trading":
+            if known is None or "data" not in known.run_params:
                 raise UsageError(f"--data-option is for prices, and {env} has none")
             given_params = env_params.get("data_params", {})
             env_params["data_params"] = {**given_params, **dict(given.data_options)}
             given.env_params = list(env_params.items())
-        if env == "trading":
-            if "data" not in env_params:
-                print("trades a generated price, data=sine (the default)")
-            if "part" not in env_params:
-                print(
-                    "learns from the first part of the time (part=train); evaluate looks at the last (test)"
-                )
-            env_params = {"data": "sine", "part": "train", **env_params}
+        if known is not None:
+            for name, (_, told) in known.run_params.items():
+                if name not in env_params:
+                    print(told)
+            env_params = {name: value for name, (value, _) in known.run_params.items()} | env_params
             given.env_params = list(env_params.items())
         if "pc_weight" not in fields and not _has_image(env, env_params):
             print(f"{env} shows no image: no pixel control")
@@ -209,7 +208,7 @@ def _conclude(result: Any, given: argparse.Namespace) -> int:
         print(f"evaluate: btnn-jax evaluate {result.folder}")
     elif not episodes:
         pass
-    elif result.run.trades:
+    elif result.run.backtested:
         from btnn_jax.runs.folder import RunError
 
         try:
@@ -266,7 +265,7 @@ def _evaluate(given: argparse.Namespace) -> int:
     if is_autoencoder_run(given.run):
         _given_options(given, "an autoencoder", ())
         _print_errors(given.run)
-    elif _trades(given.run):
+    elif _is_backtested(given.run):
         chosen = _given_options(given, "a trading run", ("part", "commission", "seed", "best"))
         _print_backtests(given.run, chosen.pop("commission", (None,)), **chosen)
     else:
@@ -294,10 +293,10 @@ def _print_scores(folder: Any, **arguments: Any) -> None:
     print(scores_table(score_run(folder, **arguments)))
 
 
-def _trades(folder: Any) -> bool:
+def _is_backtested(folder: Any) -> bool:
     from btnn_jax.runs.run import read_run
 
-    return read_run(folder).trades
+    return read_run(folder).backtested
 
 
 def _print_backtests(folder: Any, commissions: Sequence[float | None] = (None,), **arguments: Any) -> None:
@@ -341,7 +340,7 @@ def _plot(given: argparse.Namespace) -> int:
     from btnn_jax.plots.agent import plot_runs
 
     print(plot_runs(given.runs, given.output))
-    if len(given.runs) == 1 and _trades(given.runs[0]):
+    if len(given.runs) == 1 and _is_backtested(given.runs[0]):
         from btnn_jax.plots.trading import plot_backtest
         from btnn_jax.runs.folder import RunError
 

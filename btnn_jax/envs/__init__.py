@@ -2,12 +2,11 @@
 
 import importlib
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 from btnn_jax._errors import check_known as _check_known
 from btnn_jax._errors import first_line as _first_line
-from btnn_jax.envs.base import Environment, TimeStep, auto_reset, check_environment
+from btnn_jax.envs.base import Environment, Registration, TimeStep, auto_reset, check_environment
 from btnn_jax.envs.gymnax import gymnax_names, make_gymnax
 from btnn_jax.envs.probes import PROBES
 from btnn_jax.envs.trading import make_trading
@@ -15,6 +14,7 @@ from btnn_jax.envs.trading import make_trading
 __all__ = [
     "PROBES",
     "Environment",
+    "Registration",
     "TimeStep",
     "auto_reset",
     "check_environment",
@@ -23,9 +23,30 @@ __all__ = [
     "make_gymnax",
     "make_trading",
     "names",
+    "registration",
 ]
 
-_OURS: dict[str, Callable[..., Environment]] = {**PROBES, "trading": make_trading}
+_OURS = {name: Registration(probe) for name, probe in PROBES.items()} | {
+    "trading": Registration(
+        make_trading,
+        run_params={
+            "data": ("sine", "trades a generated price, data=sine (the default)"),
+            "part": (
+                "train",
+                "learns from the first part of the time (part=train); evaluate looks at the last (test)",
+            ),
+        },
+        former_params={
+            "cash": "initial_cash",
+            "episode": "episode_length",
+            "skip_frame": "frame_skip",
+            "stake": "unit_size",
+            "stakes": "max_units",
+            "target": "profit_target",
+        },
+        backtested=True,
+    )
+}
 
 
 def names() -> tuple[str, ...]:
@@ -34,6 +55,11 @@ def names() -> tuple[str, ...]:
         return (*_OURS, *gymnax_names())
     except ModuleNotFoundError:
         return tuple(_OURS)
+
+
+def registration(name: str) -> Registration | None:
+    """What runs of the environment `name` need to know; None where it is none of this package's."""
+    return _OURS.get(name)
 
 
 def make(name: str, **params: Any) -> Environment:
@@ -54,7 +80,7 @@ def make(name: str, **params: Any) -> Environment:
     if ":" in name:
         return _imported(name, params)
     if name in _OURS:
-        factory = _OURS[name]
+        factory = _OURS[name].make
         _check_known(f"parameter of {name}", params, inspect.signature(factory).parameters)
         return factory(**params)
     if not name.startswith("probe-"):

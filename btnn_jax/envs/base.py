@@ -2,6 +2,7 @@
 
 import numbers
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -10,7 +11,7 @@ from jax import Array
 
 from btnn_jax._types import PyTree
 
-__all__ = ["Environment", "TimeStep", "auto_reset", "check_environment"]
+__all__ = ["Environment", "Registration", "TimeStep", "auto_reset", "check_environment"]
 
 
 class TimeStep(NamedTuple):
@@ -60,6 +61,17 @@ class Environment(Protocol):
 
     def step(self, key: Array, state: PyTree, action: PyTree) -> tuple[PyTree, TimeStep]:
         """Acts, and starts the next episode by itself where this one ended. The key is consumed."""
+
+
+class Registration(NamedTuple):
+    """An environment that `btnn_jax.envs.make` knows by a name of this package, and what its runs need to know."""
+
+    make: Callable[..., Environment]
+    # Parameters of a run that the command line starts without them: name -> value, and the line that says so.
+    run_params: Mapping[str, tuple[Any, str]] = MappingProxyType({})
+    # Names of parameters in the folders of earlier versions -> their names now.
+    former_params: Mapping[str, str] = MappingProxyType({})
+    backtested: bool = False  # evaluated once over time that was held out, rather than by episodes
 
 
 def auto_reset(

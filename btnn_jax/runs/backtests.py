@@ -73,7 +73,7 @@ def backtest_run(
         one they have not seen, or it has no checkpoint that can be read.
     """
     run = read_run(folder)
-    if not run.trades:
+    if not run.backtested:
         raise RunError(f"{folder} is a run of {run.env}, not of trading")
     learned = run.env_params.get("part", "all")
     if "all" in (learned, part):

@@ -24,6 +24,14 @@ from btnn_jax.runs.processes import ProcessLostError, detect_lost_process, first
 
 __all__ = ["CheckpointError", "Checkpoints", "from_arrays", "to_arrays"]
 
+_FORMER_NAMES = {
+    "core": "core_state",
+    "holding": "units",
+    "lost": "rounding_error",
+    "stake": "unit_size",
+}
+"""Fields of a state as checkpoints of earlier versions name them, and their names now."""
+
 
 class CheckpointError(RunError):
     """A checkpoint is missing, damaged, or not one of this run's."""
@@ -177,7 +185,7 @@ class Checkpoints:
             raise CheckpointError(message + self._before(update)) from error
         try:
             _check_settings(self._settings, about["settings"])
-            return from_arrays(like, arrays, about["keys"])
+            return from_arrays(like, *_renamed(like, arrays, about["keys"]))
         except ValueError as error:
             message = f"the checkpoint {where}, by version {about['version']}, is not of this run: {error}"
             raise CheckpointError(message + self._before(update)) from error
@@ -325,6 +333,19 @@ def from_arrays(like: PyTree, arrays: dict[str, np.ndarray], keys: dict[str, str
         return array
 
     return jax.tree.unflatten(jax.tree.structure(like), [leaf(name, like) for name, like in shapes.items()])
+
+
+def _renamed(
+    like: PyTree, arrays: Mapping[str, Any], keys: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Arrays and keys by the names of today: a name that `like` lacks is read as one of an earlier version."""
+    known = _named(like)
+
+    def name_now(name: str) -> str:
+        now = ".".join(_FORMER_NAMES.get(part, part) for part in name.split("."))
+        return now if name not in known and now in known else name
+
+    return {name_now(name): x for name, x in arrays.items()}, {name_now(name): x for name, x in keys.items()}
 
 
 def _placed(array: np.ndarray, like: Any) -> jax.Array:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from btnn_jax.envs.base import Environment
+from btnn_jax.envs import Environment, registration
 from btnn_jax.runs.folder import CONFIG, Folder, RunError, create_folder, read_settings
 from btnn_jax.training.config import AutoencoderConfig, UnrealConfig
 
@@ -40,9 +40,10 @@ class Run:
         return f"{env}, {f'UNREAL ({name})' if self.config.replays else name}"
 
     @property
-    def trades(self) -> bool:
-        """Whether it is evaluated by backtests on held-out time."""
-        return self.env == "trading" and not self.from_object
+    def backtested(self) -> bool:
+        """Whether it is evaluated by backtests on held-out time, rather than by episodes."""
+        known = None if self.from_object else registration(self.env)
+        return known is not None and known.backtested
 
 
 def create_run(folder: Folder, run: Run) -> pathlib.Path:
@@ -71,7 +72,7 @@ def read_run(folder: Folder, env: Environment | None = None) -> Run:
         environment = settings["environment"]
         return Run(
             env=environment["name"],
-            env_params=environment["params"],
+            env_params=_renamed(environment["name"], environment["params"]),
             config=UnrealConfig.from_dict(settings["config"]),
             seed=settings["seed"],
             seeds=settings["seeds"],
@@ -116,10 +117,17 @@ def read_autoencoder_run(folder: Folder) -> AutoencoderRun:
     try:
         return AutoencoderRun(
             data=settings["data"]["source"],
-            env_params=settings["data"]["params"],
+            env_params=_renamed(settings["data"]["source"], settings["data"]["params"]),
             config=AutoencoderConfig.from_dict(settings["config"]),
             seed=settings["seed"],
         )
     except (ValueError, TypeError, KeyError) as error:
         path = pathlib.Path(folder) / CONFIG
         raise RunError(f"{path} does not describe a run of an autoencoder: {error}") from error
+
+
+def _renamed(env: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of an environment by their names of today."""
+    known = registration(env)
+    former = {} if known is None else known.former_params
+    return {former.get(name, name): value for name, value in params.items()}

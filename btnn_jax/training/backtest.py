@@ -57,7 +57,7 @@ def make_backtest(
     """Binds `backtest(params, key) -> Account`, one episode of `env` without noise in the noisy layers.
 
     Args:
-      env: where an episode is as long as what is to be traded, see `make_trading(episode=None)`.
+      env: where an episode is as long as what is to be traded, see `make_trading(episode_length=None)`.
       policy: the agent's network.
       greedy: take the most likely action rather than a sample.
     """
@@ -115,7 +115,7 @@ def trade(env: TradingEnvironment, act: Act, carry: PyTree, key: jax.Array) -> A
         row = _row(env, state, after, ~ended)
         return (key, after, inputs, carry, ended | step.terminated | step.truncated), row
 
-    steps = -(-env.length // env.skip_frame)
+    steps = -(-env.length // env.frame_skip)
     loop = (key, state, inputs, carry, jnp.zeros((), bool))
     _, rest = jax.lax.scan(one_step, loop, length=steps)
     first = _row(env, state, state, jnp.ones((), bool))
@@ -128,7 +128,7 @@ def _row(env: TradingEnvironment, before: TradingState, after: TradingState, whe
     value = jnp.abs(after.position - before.position) * price
     moved = before.position * (price - env.prices(before)) + after.position * (env.prices(after) - price)
     # What the equity lacks of what prices made of the positions was paid for the orders, each for its value.
-    cost = jnp.sum(moved) - (after.equity - before.equity) - (after.lost - before.lost)
+    cost = jnp.sum(moved) - (after.equity - before.equity) - (after.rounding_error - before.rounding_error)
     return Account(
         bar=after.index,
         equity=after.equity,
@@ -196,9 +196,9 @@ def periods_per_year(env: TradingEnvironment) -> float:
     Without times a step counts as a day of trading, of which a year has 252.
     """
     if env.times is None or len(env.times) < 2:
-        return 252.0 / env.skip_frame
+        return 252.0 / env.frame_skip
     years = (env.times[-1] - env.times[0]) / np.timedelta64(365 * 86_400 + 20_952, "s")
-    return float((len(env.times) - 1) / years / env.skip_frame)
+    return float((len(env.times) - 1) / years / env.frame_skip)
 
 
 def trade_draws(

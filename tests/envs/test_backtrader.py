@@ -104,8 +104,8 @@ def test_equity_is_backtraders_at_every_bar(commission, spread, stake):
     series = load_installed("eurusd")
     cash = 10_000.0
     env = envs.make(
-        "trading", data=series, window=1, episode=None, stake=stake, stakes=STAKES, leverage=100.0,
-        commission=commission, spread=spread, cash=cash, drawdown=1.0,
+        "trading", data=series, window=1, episode_length=None, unit_size=stake, max_units=STAKES, leverage=100.0,
+        commission=commission, spread=spread, initial_cash=cash, drawdown=1.0,
     )  # fmt: skip
     draw = np.random.default_rng(0)
     count = SEQUENCES // 2

@@ -12,7 +12,7 @@ import pytest
 from btnn_jax import envs
 from btnn_jax.data import Series, features
 from btnn_jax.envs.trading import optimal_policy
-from btnn_jax.envs.trading.account import Rules, fill
+from btnn_jax.envs.trading.account import BrokerRules, fill
 
 HOLD, BUY, SELL, CLOSE = range(4)
 BARS = 120
@@ -27,11 +27,17 @@ def bars(assets=1, length=BARS, seed=0, volatility=0.01):
 
 
 def make(data=None, **params):
-    defaults = {"window": 4, "episode": None, "drawdown": 1.0, "sampling": "sequential"}
+    defaults = {"window": 4, "episode_length": None, "drawdown": 1.0, "sampling": "sequential"}
     return envs.make("trading", data=bars() if data is None else data, **{**defaults, **params})
 
 
-NUMBERS = ("commission", "spread", "leverage", "fraction", "stake")  # of the rules, which nothing branches on
+NUMBERS = (
+    "commission",
+    "spread",
+    "leverage",
+    "fraction",
+    "unit_size",
+)  # of the rules, which nothing branches on
 
 
 @functools.cache
@@ -61,7 +67,7 @@ class Static:
         self.env, self.step = env, step
         rules = env.rules._replace(**{name: getattr(env.rules, name) is None for name in NUMBERS})
         fields = {field.name: getattr(env, field.name) for field in dataclasses.fields(env)}
-        varying = {"times", "close", "bars", "signal", "rules", "drawdown", "target"}
+        varying = {"times", "close", "bars", "signal", "rules", "drawdown", "profit_target"}
         self.key = step, rules, tuple((k, v) for k, v in fields.items() if k not in varying)
 
     def __eq__(self, other):
@@ -74,7 +80,7 @@ class Static:
 def play(env, actions, first=None, step=False, seed=0):
     """Plays sequences of actions `[B, T]` (or dicts): first observation, states and steps, numpy `[B, T, ...]`."""
     batch, length = jax.tree.leaves(actions)[0].shape
-    steps = max(length, 110 // env.skip_frame)  # the same number for most
+    steps = max(length, 110 // env.frame_skip)  # the same number for most
     full = (max(batch, 8), steps)
 
     def padded(x):
@@ -83,7 +89,7 @@ def play(env, actions, first=None, step=False, seed=0):
 
     arrays = {name: getattr(env, name) for name in ("close", "bars", "signal")}
     rules = {name: getattr(env.rules, name) for name in NUMBERS if getattr(env.rules, name) is not None}
-    limits = {"drawdown": env.drawdown, "target": env.target}
+    limits = {"drawdown": env.drawdown, "profit_target": env.profit_target}
     variables = jax.tree.map(jnp.float32, (arrays, rules, limits))
     keys = jax.random.split(jax.random.key(seed), (steps, full[0]))
     first = jnp.int32(env.starts[0] if first is None else first)
@@ -104,7 +110,7 @@ def bookkeeping(env, data, actions, first, skip=1):
     """Equity after each step, positions and costs: cash and units in float64, one asset after the other."""
     rules, data = env.rules, np.asarray(data, np.float64)
     assets = data.shape[1]
-    cash, units, held, size = env.cash, np.zeros(assets), np.zeros(assets), np.zeros(assets)
+    cash, units, held, size = env.initial_cash, np.zeros(assets), np.zeros(assets), np.zeros(assets)
     equity, positions, costs = [], [], []
     for step in range(len(jax.tree.leaves(actions)[0])):
         bar = first + 1 + step * skip
@@ -118,11 +124,11 @@ def bookkeeping(env, data, actions, first, skip=1):
                 changed[i] = True
                 continue
             wanted[i] = 0 if action == CLOSE else held[i] + (action == BUY) - (action == SELL)
-            wanted[i] = np.clip(wanted[i], -env.stakes, env.stakes)
+            wanted[i] = np.clip(wanted[i], -env.max_units, env.max_units)
             changed[i] = wanted[i] != held[i]
             if changed[i]:
                 if held[i] == 0:
-                    size[i] = rules.stake or worth * rules.fraction / assets / price[i]
+                    size[i] = rules.unit_size or worth * rules.fraction / assets / price[i]
                 new[i] = wanted[i] * size[i]
         used = np.sum(np.minimum(abs(units), abs(new)) * price)
         cost = 0.0
@@ -146,14 +152,14 @@ def bookkeeping(env, data, actions, first, skip=1):
 CASES = {
     "one asset": (1, {}),
     "costs": (1, {"commission": 1e-3, "spread": 2e-3}),
-    "several stakes": (1, {"stakes": 3, "fraction": 0.3, "leverage": 1.0}),
-    "fixed stake": (1, {"stakes": 4, "stake": 2000.0, "leverage": 0.7}),
+    "several units": (1, {"max_units": 3, "fraction": 0.3, "leverage": 1.0}),
+    "fixed unit size": (1, {"max_units": 4, "unit_size": 2000.0, "leverage": 0.7}),
     "leverage": (1, {"fraction": 5.0, "leverage": 5.0, "commission": 1e-5}),
     "weights": (1, {"weights": (-1, -0.5, 0, 0.5, 1)}),
     "three assets": (3, {"spread": 1e-3}),
-    "three assets, tight margin": (3, {"stakes": 3, "leverage": 0.8, "stake": 1500.0}),
+    "three assets, tight margin": (3, {"max_units": 3, "leverage": 0.8, "unit_size": 1500.0}),
     "three weights": (3, {"weights": (-2, 0, 2), "leverage": 2.0}),
-    "skipped bars": (1, {"skip_frame": 4}),
+    "skipped bars": (1, {"frame_skip": 4}),
 }
 
 
@@ -162,25 +168,27 @@ def test_bookkeeping(case):
     assets, params = CASES[case]
     data = bars(assets)
     env = make(data, **params)
-    skip = params.get("skip_frame", 1)
+    skip = params.get("frame_skip", 1)
     actions = at_random(env, 6, 112 // skip)
     _, states, steps = play(env, actions)
     for i in range(6):
         mine = jax.tree.map(lambda x: x[i], actions)  # noqa: B023
         equity, positions, _ = bookkeeping(env, data, mine, env.starts[0], skip)
         np.testing.assert_allclose(states.equity[i], equity, rtol=2e-6)
-        np.testing.assert_allclose(states.position[i], positions, rtol=2e-5, atol=1e-5 * env.cash)
+        np.testing.assert_allclose(states.position[i], positions, rtol=2e-5, atol=1e-5 * env.initial_cash)
     assert not steps.terminated.any()
     assert np.abs(states.position).max() > 0
     # The sum of log rewards is the log of what the equity has grown by.
-    np.testing.assert_allclose(steps.reward.sum(1), np.log(states.equity[:, -1] / env.cash), atol=2e-6)
+    np.testing.assert_allclose(
+        steps.reward.sum(1), np.log(states.equity[:, -1] / env.initial_cash), atol=2e-6
+    )
     np.testing.assert_array_equal(env.prices(states), env.close[states.index])
 
 
 def test_margin_refuses_as_a_whole_what_is_not_free():
-    env = make(stakes=9, stake=3000.0, leverage=1.0, commission=0.0)  # prices are about 1: three fit
+    env = make(max_units=9, unit_size=3000.0, leverage=1.0, commission=0.0)  # prices are about 1: three fit
     _, states, _ = play(env, np.full((1, 10), BUY))
-    np.testing.assert_array_equal(states.holding[0, :, 0], [1, 2, 3] + [3] * 7)
+    np.testing.assert_array_equal(states.units[0, :, 0], [1, 2, 3] + [3] * 7)
 
 
 def test_costs_on_both_legs_exactly():
@@ -191,7 +199,7 @@ def test_costs_on_both_legs_exactly():
         ({"commission": 1e-3, "spread": 4e-3}, None),
     ):
         for way in (BUY, SELL):
-            env = make(flat, stake=1000.0, **params)
+            env = make(flat, unit_size=1000.0, **params)
             _, states, _ = play(env, np.array([[way, HOLD, CLOSE, HOLD]]))
             sign = 1 if way == BUY else -1
             if each is None:
@@ -205,18 +213,18 @@ def test_costs_on_both_legs_exactly():
 
 def test_what_trading_costs_never_helps():
     actions = at_random(make(), 32, 100)
-    free = play(make(commission=0.0, stake=1000.0), actions)[1].equity
+    free = play(make(commission=0.0, unit_size=1000.0), actions)[1].equity
     for params in ({"commission": 1e-3}, {"spread": 1e-3}, {"slippage": 1e-3}):
-        costly = play(make(**{"commission": 0.0, "stake": 1000.0, **params}), actions)[1].equity
+        costly = play(make(**{"commission": 0.0, "unit_size": 1000.0, **params}), actions)[1].equity
         assert (costly <= free).all()
         assert (np.diff(free - costly, axis=1) >= -2e-3).all()  # an account of 1e4 has so many digits
         assert (costly[:, -1] < free[:, -1]).all()
 
 
 def test_slippage_is_drawn_between_none_and_the_largest():
-    env = make(np.full((BARS, 1), 2.0), stake=1000.0, commission=0.0, slippage=1e-2)
+    env = make(np.full((BARS, 1), 2.0), unit_size=1000.0, commission=0.0, slippage=1e-2)
     _, states, _ = play(env, np.tile([BUY, CLOSE], (200, 1)))
-    legs = -np.diff(np.concatenate([np.full((200, 1), env.cash), states.equity], axis=1))
+    legs = -np.diff(np.concatenate([np.full((200, 1), env.initial_cash), states.equity], axis=1))
     assert legs.min() >= 0
     assert legs.max() <= 20
     assert legs.mean() == pytest.approx(10, abs=1)
@@ -233,19 +241,19 @@ def test_long_and_short_are_mirror_images():
 
     def equity(data, actions):
         whole = np.stack([data[..., 0], data.max(-1), data.min(-1), data[..., 1]], axis=-1)
-        return play(make(whole, stake=1000.0, commission=0.0, leverage=9.0), actions)[1].equity
+        return play(make(whole, unit_size=1000.0, commission=0.0, leverage=9.0), actions)[1].equity
 
     np.testing.assert_allclose(equity(data, actions), equity(mirrored, other), rtol=1e-6)
 
 
-@pytest.mark.parametrize("params", [{}, {"skip_frame": 3}, {"signal": "prices"}, {"weights": (-1, 0, 1)}])
+@pytest.mark.parametrize("params", [{}, {"frame_skip": 3}, {"signal": "prices"}, {"weights": (-1, 0, 1)}])
 def test_what_comes_later_changes_nothing_before(params):
     row, data = 60, bars()
     later = data.copy()
     later[row:] *= 1.3
     env, other = make(data, **params), make(later, **params)
-    actions = at_random(env, 4, 110 // env.skip_frame)
-    known = (row - 1 - env.starts[0]) // env.skip_frame  # steps that end before the change
+    actions = at_random(env, 4, 110 // env.frame_skip)
+    known = (row - 1 - env.starts[0]) // env.frame_skip  # steps that end before the change
     for ours, theirs in zip(
         jax.tree.leaves(play(env, actions)[1:]), jax.tree.leaves(play(other, actions)[1:]), strict=True
     ):
@@ -255,7 +263,7 @@ def test_what_comes_later_changes_nothing_before(params):
 
 def test_what_is_seen():
     data = bars(2)
-    env = make(data, window=5, episode=50, drawdown=0.5, fraction=0.5)
+    env = make(data, window=5, episode_length=50, drawdown=0.5, fraction=0.5)
     actions = {
         name: np.array([[BUY, HOLD, way, HOLD]]) for name, way in zip(env.assets, (HOLD, CLOSE), strict=True)
     }
@@ -272,13 +280,13 @@ def test_what_is_seen():
     profit = units[None] * moved  # at each close
     profit[2:, 1] = 0
     equity = states.equity[0].astype(float)
-    peak = np.maximum.accumulate(np.append(env.cash, equity))[1:]
+    peak = np.maximum.accumulate(np.append(env.initial_cash, equity))[1:]
     right = np.concatenate(
         [
             np.array([[1, 1], [1, 1], [1, 0], [1, 0]]),
-            profit / env.cash / 0.5,
+            profit / env.initial_cash / 0.5,
             np.array([[1, 1], [2, 2], [3, 0], [4, 0]]) / 50,
-            (equity / env.cash - 1)[:, None] / 0.5,
+            (equity / env.initial_cash - 1)[:, None] / 0.5,
             (1 - equity / peak)[:, None] / 0.5,
         ],
         axis=1,
@@ -289,7 +297,7 @@ def test_what_is_seen():
 
 
 def test_skipped_bars_are_one_step_of_the_same_orders():
-    single, held = make(), make(skip_frame=5)
+    single, held = make(), make(frame_skip=5)
     actions = at_random(held, 8, 22)
     spread = np.zeros((8, 110), int)
     spread[:, ::5] = actions
@@ -298,9 +306,9 @@ def test_skipped_bars_are_one_step_of_the_same_orders():
     np.testing.assert_allclose(fast.equity, slow.equity[:, 4::5], rtol=1e-6)
     np.testing.assert_array_equal(fast.index, slow.index[:, 4::5])
     np.testing.assert_allclose(fast.peak, slow.peak[:, 4::5], rtol=1e-6)
-    np.testing.assert_allclose(steps.reward.sum(1), np.log(fast.equity[:, -1] / held.cash), atol=2e-6)
+    np.testing.assert_allclose(steps.reward.sum(1), np.log(fast.equity[:, -1] / held.initial_cash), atol=2e-6)
     # The end of an episode cuts a step short.
-    short = make(skip_frame=5, episode=12)
+    short = make(frame_skip=5, episode_length=12)
     _, states, steps = play(short, actions[:, :3])
     np.testing.assert_array_equal(states.index[0] - states.first[0], [5, 10, 12])
     np.testing.assert_array_equal(steps.truncated[0], [False, False, True])
@@ -309,18 +317,18 @@ def test_skipped_bars_are_one_step_of_the_same_orders():
 
 def test_what_makes_a_position_smaller_is_never_refused():
     prices = np.where(np.arange(BARS) < 10, 2.0, 1.6)[:, None]
-    env = make(prices, stake=10_000.0, stakes=2, leverage=4.0, commission=0.0)
+    env = make(prices, unit_size=10_000.0, max_units=2, leverage=4.0, commission=0.0)
     _, states, _ = play(env, np.array([[BUY, BUY] + [HOLD] * 8 + [SELL, BUY]]))
     assert states.equity[0, -1] == pytest.approx(2000)  # where 8,000 in positions are the most
     np.testing.assert_array_equal(states.position[0, [1, 9, 10, 11], 0], [20_000, 20_000, 10_000, 10_000])
 
 
 def test_without_equity_nothing_more_is_bought():
-    rules = Rules(0.0, 0.0, 0.0, leverage=2.0, stake=1.0, fraction=1.0, rebalance=False)
-    holding, wanted = jnp.array([0.0, 1.0]), jnp.array([1.0, 0.0])
-    filled = fill(rules, holding, jnp.ones(2), holding, wanted, jnp.float32(-1), jnp.ones(2), 0.0)
+    rules = BrokerRules(0.0, 0.0, 0.0, leverage=2.0, unit_size=1.0, fraction=1.0, rebalance=False)
+    units, wanted = jnp.array([0.0, 1.0]), jnp.array([1.0, 0.0])
+    filled = fill(rules, units, jnp.ones(2), units, wanted, jnp.float32(-1), jnp.ones(2), 0.0)
     np.testing.assert_array_equal(filled.position, [0, 0])
-    filled = fill(rules, holding, jnp.ones(2), holding, jnp.ones(2), jnp.float32(-1), jnp.ones(2), 0.0)
+    filled = fill(rules, units, jnp.ones(2), units, jnp.ones(2), jnp.float32(-1), jnp.ones(2), 0.0)
     np.testing.assert_array_equal(filled.position, [0, 1])
 
 
@@ -331,15 +339,15 @@ def test_drawdown_target_and_ruin_terminate_and_time_truncates():
     halved = np.where(np.arange(BARS) < 20, 2.0, 1.0)[:, None]
     levered = {"leverage": 2.0, "fraction": 2.0, "commission": 0.0}
     for prices, params, way, reached in (
-        (rising, {"target": 0.2}, BUY, lambda equity, peak: equity >= 12_000),
+        (rising, {"profit_target": 0.2}, BUY, lambda equity, peak: equity >= 12_000),
         (rising, {"drawdown": 0.2}, SELL, lambda equity, peak: equity <= 0.8 * peak),
-        (rising, {"drawdown": 0.2, "skip_frame": 7}, SELL, lambda equity, peak: equity <= 0.8 * peak),
+        (rising, {"drawdown": 0.2, "frame_skip": 7}, SELL, lambda equity, peak: equity <= 0.8 * peak),
         (hill, {"drawdown": 0.2}, BUY, lambda equity, peak: equity <= 0.8 * peak),
         (rising, {"leverage": 4.0, "fraction": 4.0}, SELL, lambda equity, peak: equity <= 0),
         (halved, levered, BUY, lambda equity, peak: equity == 0),
     ):
         env = make(prices, **params)
-        _, states, steps = play(env, np.array([[way] + [HOLD] * (110 // env.skip_frame - 1)]))
+        _, states, steps = play(env, np.array([[way] + [HOLD] * (110 // env.frame_skip - 1)]))
         end = int(np.argmax(steps.terminated[0]))
         assert steps.terminated[0, end]
         assert not steps.truncated[0, : end + 1].any()
@@ -347,19 +355,21 @@ def test_drawdown_target_and_ruin_terminate_and_time_truncates():
         assert met[end]
         assert not met[:end].any()
         # No bar after the one that ended it is played, though the step had more.
-        _, single, _ = play(make(prices, **{**params, "skip_frame": 1}), np.array([[way] + [HOLD] * 109]))
+        _, single, _ = play(make(prices, **{**params, "frame_skip": 1}), np.array([[way] + [HOLD] * 109]))
         first = int(np.argmax(reached(single.equity[0], single.peak[0])))
         np.testing.assert_allclose(states.equity[0, end], single.equity[0, first], rtol=1e-6)
         assert np.isfinite(steps.reward).all()
         assert np.isfinite(states.equity).all()
-    _, states, steps = play(make(episode=10), np.zeros((1, 10), int))
+    _, states, steps = play(make(episode_length=10), np.zeros((1, 10), int))
     np.testing.assert_array_equal(steps.truncated[0], np.arange(10) == 9)
     assert not steps.terminated.any()
     # A target reached on the last bar has terminated.
-    env = make(rising, target=0.2)
+    env = make(rising, profit_target=0.2)
     _, states, steps = play(env, np.array([[BUY] + [HOLD] * 109]))
     end = int(np.argmax(steps.terminated[0]))
-    _, _, steps = play(make(rising, target=0.2, episode=end + 1), np.array([[BUY] + [HOLD] * end]))
+    _, _, steps = play(
+        make(rising, profit_target=0.2, episode_length=end + 1), np.array([[BUY] + [HOLD] * end])
+    )
     assert steps.terminated[0, -1]
     assert not steps.truncated.any()
 
@@ -368,25 +378,27 @@ def test_the_shaped_reward_adds_up():
     actions = at_random(make(), 8, 100)
     env = make(reward="shaped", discount=1.0, reward_scale=10.0)
     _, states, steps = play(env, actions)
-    np.testing.assert_allclose(steps.reward.sum(1), 10 * (states.equity[:, -1] / env.cash - 1), atol=1e-4)
+    np.testing.assert_allclose(
+        steps.reward.sum(1), 10 * (states.equity[:, -1] / env.initial_cash - 1), atol=1e-4
+    )
     # Discounted, the potential pays back what it has paid: the discounted sums differ by the last potential alone.
     env = make(reward="shaped", discount=0.9)
     _, states, steps = play(env, actions)
-    potential = states.unrealised[..., 0] / env.cash
+    potential = states.unrealised[..., 0] / env.initial_cash
     before = np.concatenate([np.zeros((8, 1)), potential[:, :-1]], axis=1)
-    change = np.diff(states.equity.astype(float), axis=1, prepend=env.cash) / env.cash
+    change = np.diff(states.equity.astype(float), axis=1, prepend=env.initial_cash) / env.initial_cash
     realised = change - (potential - before)
     np.testing.assert_allclose(steps.reward, realised + 0.9 * potential - before, atol=1e-6)
     # Where an episode terminates, what is open is earned, without discount, and no potential is left.
-    env = make(np.linspace(1.0, 1.5, BARS)[:, None], reward="shaped", discount=0.9, target=0.2)
+    env = make(np.linspace(1.0, 1.5, BARS)[:, None], reward="shaped", discount=0.9, profit_target=0.2)
     _, states, steps = play(env, np.array([[BUY] + [HOLD] * 109]))
     end = int(np.argmax(steps.terminated[0]))
     last, before = states.unrealised[0, end, 0], states.unrealised[0, end - 1, 0]
-    assert steps.reward[0, end] == pytest.approx((last - before) / env.cash, rel=1e-3)
+    assert steps.reward[0, end] == pytest.approx((last - before) / env.initial_cash, rel=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("change", "ends", "total"), [(-0.03, {"drawdown": 0.1}, -0.1147), (0.03, {"target": 0.1}, 0.1255)]
+    ("change", "ends", "total"), [(-0.03, {"drawdown": 0.1}, -0.1147), (0.03, {"profit_target": 0.1}, 0.1255)]
 )
 def test_the_shaped_reward_counts_what_is_open_where_an_episode_terminates(change, ends, total):
     """Long through a fall of 3 % a bar until the drawdown ends it, or through a rise until the target is reached."""
@@ -395,12 +407,12 @@ def test_the_shaped_reward_counts_what_is_open_where_an_episode_terminates(chang
     _, states, steps = play(env, np.array([[BUY] + [HOLD] * 60]))
     end = int(np.argmax(steps.terminated[0]))
     earned = steps.reward[0, : end + 1].sum()
-    assert earned == pytest.approx(states.equity[0, end] / env.cash - 1, abs=1e-5)
+    assert earned == pytest.approx(states.equity[0, end] / env.initial_cash - 1, abs=1e-5)
     assert earned == pytest.approx(total, abs=1e-3)
 
 
 def test_an_episode_that_ends_is_followed_by_the_next():
-    env = make(episode=10, commission=1e-3)
+    env = make(episode_length=10, commission=1e-3)
     actions = at_random(env, 4, 35)
     _, states, steps = play(env, actions, step=True)
     np.testing.assert_array_equal(steps.truncated, np.tile(np.arange(35) % 10 == 9, (4, 1)))
@@ -427,7 +439,7 @@ def test_an_episode_that_ends_is_followed_by_the_next():
     ],
 )
 def test_where_episodes_begin(params, starts):
-    env = make(episode=10, **params)
+    env = make(episode_length=10, **params)
     assert env.starts == (3, 109)
     state, _ = jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 2000))
     assert set(np.asarray(state.first)) == set(starts)
@@ -446,8 +458,8 @@ def test_parts_share_no_bar():
     data = bars(length=length)
     seen = []
     for part in ("train", "validation", "test"):
-        env = make(data, part=part, window=16, episode=20, sampling="random", periods=(1, 8))
-        whole = make(data, part=part, window=16, episode=None, periods=(1, 8))
+        env = make(data, part=part, window=16, episode_length=20, sampling="random", periods=(1, 8))
+        whole = make(data, part=part, window=16, episode_length=None, periods=(1, 8))
         assert whole.starts[0] == whole.starts[1] == env.starts[0]
         seen.append((env.starts[0] - 15, env.starts[1] + 20))
         assert seen[-1][1] == whole.starts[0] + whole.length
@@ -463,7 +475,9 @@ def test_parts_share_no_bar():
 
 
 def test_one_at_a_time_or_many_at_once_is_the_same():
-    env = make(bars(2), stakes=2, leverage=2.0, spread=1e-3, slippage=1e-3, sampling="random", episode=7)
+    env = make(
+        bars(2), max_units=2, leverage=2.0, spread=1e-3, slippage=1e-3, sampling="random", episode_length=7
+    )
     actions = at_random(env, 3, 9)
     together = jax.tree.leaves(play(env, actions, first=20, step=True)[1:])
     again = jax.tree.leaves(play(env, actions, first=20, step=True)[1:])
@@ -591,7 +605,7 @@ def test_a_file_that_is_too_short_is_named_with_its_last_line(tmp_path, params, 
             {"data": np.ones(99)},
             "99 bars .all. are too few for a window of 32 and an episode of 256: at least 288",
         ),
-        ({"data": np.ones(20), "episode": None}, "20 bars .all. are too few for a window of 32"),
+        ({"data": np.ones(20), "episode_length": None}, "20 bars .all. are too few for a window of 32"),
         ({"part": "tset"}, "unknown part 'tset'; did you mean 'test'"),
         ({"part": "test", "fractions": (0.5, 0.5)}, "fractions are of train, validation, test"),
         ({"sampling": "radom"}, "unknown sampling 'radom'; did you mean 'random'"),
@@ -600,10 +614,10 @@ def test_a_file_that_is_too_short_is_named_with_its_last_line(tmp_path, params, 
         ({"signal": np.ones((5, 2))}, r"signal must be \[4096, C\].*got shape \(5, 2\)"),
         ({"window": 0}, "window must be a whole number of at least 1, got 0"),
         ({"window": True}, "window must be a whole number of at least 1, got True"),
-        ({"skip_frame": 0}, "skip_frame must be a whole number of at least 1, got 0"),
-        ({"episode": 0}, "episode must be a whole number of at least 1, got 0"),
-        ({"episode": 100.5}, r"episode must be a whole number of at least 1, got 100\.5"),
-        ({"stakes": 1.5}, r"stakes must be a whole number of at least 1, got 1\.5"),
+        ({"frame_skip": 0}, "frame_skip must be a whole number of at least 1, got 0"),
+        ({"episode_length": 0}, "episode_length must be a whole number of at least 1, got 0"),
+        ({"episode_length": 100.5}, r"episode_length must be a whole number of at least 1, got 100\.5"),
+        ({"max_units": 1.5}, r"max_units must be a whole number of at least 1, got 1\.5"),
         ({"stride": "2"}, "stride must be a whole number of at least 1, got '2'"),
         ({"embargo": 0.5}, r"embargo must be a whole number of at least 0, got 0\.5"),
         ({"periods": (1, 1.5)}, r"periods must be a whole number of at least 1, got 1\.5"),
@@ -611,20 +625,20 @@ def test_a_file_that_is_too_short_is_named_with_its_last_line(tmp_path, params, 
         ({"reward_scale": float("inf")}, "reward_scale must be above 0, got inf"),
         ({"discount": float("nan")}, "discount must be at least 0, got nan"),
         ({"discount": 1.5}, r"discount must be at most 1, got 0\.1 and 1\.5"),
-        ({"cash": "much"}, "cash must be above 0, got 'much'"),
-        ({"cash": True}, "cash must be above 0, got True"),
+        ({"initial_cash": "much"}, "initial_cash must be above 0, got 'much'"),
+        ({"initial_cash": True}, "initial_cash must be above 0, got True"),
         ({"commission": -1e-4}, r"commission must be at least 0, got -0\.0001"),
         ({"commission": float("nan")}, "commission must be at least 0, got nan"),
         ({"spread": 2.0}, "stay below 1, got 1.0"),
-        ({"cash": 0}, "cash must be above 0, got 0"),
+        ({"initial_cash": 0}, "initial_cash must be above 0, got 0"),
         ({"drawdown": 1.5}, r"at most 1, got 1\.5"),
         ({"fraction": 2.0}, "positions of 2 times the equity need a leverage of as much, got 1"),
         (
-            {"fraction": 0.5, "stakes": 3},
+            {"fraction": 0.5, "max_units": 3},
             r"positions of 1\.5 times the equity need a leverage of as much, got 1",
         ),
         ({"weights": (0.5, 1)}, "weights must be numbers, 0 and others"),
-        ({"weights": (0, 1), "stake": 3.0}, r"leave stake \(3.0\)"),
+        ({"weights": (0, 1), "unit_size": 3.0}, r"leave unit_size \(3.0\)"),
         ({"widnow": 3}, "unknown parameter of trading 'widnow'; did you mean 'window'"),
     ],
 )
@@ -689,15 +703,15 @@ OPTIMAL = {
     "no costs": {"commission": 0.0},
     "dear": {"commission": 2e-2, "spread": 1e-2},
     "leverage": {"fraction": 2.0, "leverage": 2.0},
-    "fixed stake": {"stake": 1000.0, "leverage": 100.0},
-    "skipped bars": {"skip_frame": 2},
+    "fixed unit size": {"unit_size": 1000.0, "leverage": 100.0},
+    "skipped bars": {"frame_skip": 2},
 }
 
 
 @pytest.mark.parametrize("case", OPTIMAL)
 def test_the_optimal_policy_is_the_best_of_all(case):
     params = {"commission": 1e-3, **OPTIMAL[case]}
-    env = make(bars(length=4 + 6 * params.get("skip_frame", 1), volatility=0.03), **params)
+    env = make(bars(length=4 + 6 * params.get("frame_skip", 1), volatility=0.03), **params)
     best = optimal_policy(env)
     every = np.array([*itertools.product(range(4), repeat=6), best.actions])
     _, states, steps = play(env, every)
@@ -718,7 +732,12 @@ def test_the_optimal_policy_is_never_beaten():
     results = [optimal_policy(make(commission=c)).log_return for c in (0, 1e-3, 1e-2, 0.5)]
     assert results == sorted(results, reverse=True)
     assert results[-1] == 0
-    for params in ({"stakes": 2, "leverage": 2.0}, {"weights": (0, 1)}, {"slippage": 0.1}, {"data": bars(2)}):
+    for params in (
+        {"max_units": 2, "leverage": 2.0},
+        {"weights": (0, 1)},
+        {"slippage": 0.1},
+        {"data": bars(2)},
+    ):
         with pytest.raises(ValueError, match="one asset without slippage, got"):
             optimal_policy(make(**params))
     with pytest.raises(ValueError, match="first must be from 3 to 3, got 4"):

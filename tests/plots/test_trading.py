@@ -135,7 +135,7 @@ def test_writes_a_picture_and_leaves_pyplot_alone(tmp_path):
 
 
 def test_of_a_run_the_sampled_account_in_the_middle_is_drawn(tmp_path, monkeypatch):
-    env = make("trading", data=np.stack([PRICE, 2 * PRICE], axis=1), window=1, episode=6, periods=(1,))
+    env = make("trading", data=np.stack([PRICE, 2 * PRICE], axis=1), window=1, episode_length=6, periods=(1,))
 
     def account(*ends):
         """Accounts that end at `ends`, and hold what says so in the second asset."""

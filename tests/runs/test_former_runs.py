@@ -15,7 +15,9 @@ from btnn_jax.runs.backtests import backtest_run
 from btnn_jax.runs.metrics import read_metrics
 from btnn_jax.runs.progress import Silent
 from btnn_jax.runs.reconstruction import compare_run
+from btnn_jax.runs.run import read_run
 from btnn_jax.runs.scores import score_run
+from btnn_jax.runs.sources import make_env
 
 RUNS = pathlib.Path(__file__).parents[1] / "golden" / "runs"  # of version 0.1.0
 
@@ -59,6 +61,26 @@ def test_an_agent_goes_on_from_its_first_checkpoint_as_it_did(former, name):
 def test_a_trading_agent_is_backtested(former):
     (backtest,) = backtest_run(former("trading"))
     assert np.isfinite(np.asarray(backtest.performance["greedy"].total_return)).all()
+
+
+def test_parameters_of_the_environment_keep_their_meaning_by_their_former_names(former):
+    folder = former("trading")
+    settings = json.loads((folder / "config.json").read_text())
+    settings["environment"]["params"] |= {
+        "cash": 500.0,
+        "episode": 64,
+        "skip_frame": 2,
+        "stake": 3.0,
+        "stakes": 2,
+        "target": 0.5,
+    }
+    (folder / "config.json").write_text(json.dumps(settings))
+    (backtest,) = backtest_run(folder)
+    env = make_env("trading", read_run(folder).env_params)
+    assert (env.initial_cash, env.length, env.frame_skip) == (500.0, 64, 2)
+    assert (env.rules.unit_size, env.max_units, env.profit_target) == (3.0, 2, 0.5)
+    assert backtest.env.rules.unit_size == 3.0
+    assert float(backtest.accounts["flat"].equity[0, -1]) == 500.0
 
 
 def test_an_autoencoder_is_measured_and_goes_on(former):

@@ -56,7 +56,7 @@ TRADER = UnrealConfig(
 
 def sine(phase):
     params = {"period": float(PERIOD), "length": 4096, "phase": phase}
-    episodes = {"episode": 2 * PERIOD, "drawdown": 1.0, "reward_scale": 1000.0}
+    episodes = {"episode_length": 2 * PERIOD, "drawdown": 1.0, "reward_scale": 1000.0}
     return envs.make("trading", data="sine", data_params=params, commission=1e-4, **episodes)
 
 
@@ -69,11 +69,11 @@ def test_a_trained_agent_earns_nine_tenths_of_what_can_be_earned_on_a_sine():
         state, _ = step(state)
 
     starts = unseen.starts[0] + np.arange(0, PERIOD, 16)
-    best = [optimal_policy(unseen, int(start)).equity - unseen.cash for start in starts]
+    best = [optimal_policy(unseen, int(start)).equity - unseen.initial_cash for start in starts]
 
     def profit(start, key):
         env = dataclasses.replace(unseen, starts=(start, start))
-        return make_backtest(env, policy, greedy=False)(state.params, key).equity[-1] - unseen.cash
+        return make_backtest(env, policy, greedy=False)(state.params, key).equity[-1] - unseen.initial_cash
 
     keys = jax.random.split(jax.random.key(1), len(starts))
     earned = jax.jit(jax.vmap(profit))(jnp.asarray(starts), keys)

@@ -27,7 +27,7 @@ if what == "agent":
     result = train("probe-pixels", config, folder=folder, reporter=Silent())
     assert score_run(folder, episodes=2)["greedy"].episodes == 2
 elif what == "trading":
-    params = {"part": "train", "slippage": 1e-3, "episode": 16}
+    params = {"part": "train", "slippage": 1e-3, "episode_length": 16}
     result = train("trading", config, folder=folder, reporter=Silent(), env_params=params)
     backtest_run(folder)
 else:

@@ -33,8 +33,8 @@ from btnn_jax.training.backtest import (
 from btnn_jax.training.config import UnrealConfig
 
 LEARNED = {
-    "data": "random_walk", "data_params": {"length": 400, "seed": 3}, "part": "train", "window": 4, "episode": 32,
-    "periods": (1, 4), "drawdown": 0.02,
+    "data": "random_walk", "data_params": {"length": 400, "seed": 3}, "part": "train", "window": 4,
+    "episode_length": 32, "periods": (1, 4), "drawdown": 0.02,
 }  # fmt: skip
 
 
@@ -51,8 +51,8 @@ def test_the_held_out_part_is_traded_once_from_end_to_end():
     assert np.asarray(account.bar).tolist() == list(range(env.starts[0], 400))
     assert account.where.all()  # a drawdown of 2 % ends an episode of training, and not this one
     assert (env.profit_unit, env.time_unit) == (0.02, 32)
-    assert make_held_out({**LEARNED, "target": 0.01}).target == np.inf
-    env = make_held_out({**LEARNED, "skip_frame": 7})
+    assert make_held_out({**LEARNED, "profit_target": 0.01}).profit_target == np.inf
+    env = make_held_out({**LEARNED, "frame_skip": 7})
     assert env.length % 7
     account = account_of(env, "buy and hold")
     assert account.bar[-1] == 399
@@ -79,7 +79,7 @@ def test_buying_and_holding_earns_what_the_price_does():
     close = np.asarray(env.close[:, 0], np.float64)
     first, last = env.starts[0], env.starts[0] + env.length
     np.testing.assert_allclose(
-        float(account.equity[-1]) / env.cash - 1, close[last] / opens[first + 1] - 1, atol=1e-5
+        float(account.equity[-1]) / env.initial_cash - 1, close[last] / opens[first + 1] - 1, atol=1e-5
     )
     np.testing.assert_allclose(account.weight[0], 0)
     np.testing.assert_allclose(account.weight[1:, 0], 1, atol=0.05)
@@ -88,7 +88,7 @@ def test_buying_and_holding_earns_what_the_price_does():
 
 def test_buying_and_holding_is_one_purchase_whatever_the_actions_are():
     prices = np.exp(np.cumsum(np.random.default_rng(0).normal(0, 0.01, (200, 3)), axis=0))
-    params = {"data": prices, "window": 4, "episode": 32, "periods": (1, 4)}
+    params = {"data": prices, "window": 4, "episode_length": 32, "periods": (1, 4)}
     orders, weights = (
         account_of(make_held_out({**params, **more}), "buy and hold") for more in ({}, {"weights": (-1, 0)})
     )
@@ -105,7 +105,9 @@ def test_every_asset_has_trades_of_its_own():
     """Long in what rises, short in what rises, long in what only costs: one of three trades pays."""
     up = 10 * 1.002 ** np.arange(150)
     prices = np.stack([up, up, np.full(150, 10.0)], axis=1)
-    env = make_held_out({"data": prices, "window": 4, "episode": 32, "periods": (1, 4), "commission": 1e-3})
+    env = make_held_out(
+        {"data": prices, "window": 4, "episode_length": 32, "periods": (1, 4), "commission": 1e-3}
+    )
     orders = dict(zip(env.assets, jnp.array([[1, 3], [2, 3], [1, 3]]), strict=True))
 
     def act(key, inputs, step):
@@ -125,7 +127,7 @@ def test_every_asset_has_trades_of_its_own():
 
 def test_a_short_is_sold_once_and_a_ruin_ends_it():
     prices = np.concatenate([10 * 0.995 ** np.arange(60), np.full(60, 25.0)])
-    env = make_held_out({"data": prices, "window": 4, "episode": 32, "periods": (1, 4)}, "all")
+    env = make_held_out({"data": prices, "window": 4, "episode_length": 32, "periods": (1, 4)}, "all")
 
     def short(key, inputs, carry):
         return jnp.int32(2), carry
@@ -192,7 +194,7 @@ def test_a_year_is_counted_by_the_clock():
     timed = dataclasses.replace(env, times=hourly)
     assert periods_per_year(timed) == pytest.approx(24 * 365.2425, rel=1e-4)
     for one in (env, timed):
-        longer = dataclasses.replace(one, skip_frame=4)
+        longer = dataclasses.replace(one, frame_skip=4)
         assert periods_per_year(longer) == pytest.approx(periods_per_year(one) / 4)
 
 
@@ -247,7 +249,7 @@ def test_a_seed_is_judged_by_many_draws_of_its_actions(run, evaluated):
     assert all(len(set(row)) > 16 for row in draws)
     assert (draws[0] != draws[1]).any()  # of equal agents
     # The account that is kept is the one in the middle.
-    kept = cheap.accounts["sampled"].equity[:, -1] / cheap.env.cash - 1
+    kept = cheap.accounts["sampled"].equity[:, -1] / cheap.env.initial_cash - 1
     np.testing.assert_allclose(kept, np.sort(draws, axis=1)[:, 16], atol=1e-6)
     returns = draws.mean(axis=1)
     rows = json.loads((run / "backtest.json").read_text())["costs"][0]["accounts"]

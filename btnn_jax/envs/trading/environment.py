@@ -12,7 +12,7 @@ from jax import Array
 
 from btnn_jax._types import PyTree
 from btnn_jax.envs.base import TimeStep
-from btnn_jax.envs.trading.account import Rules, add, fill
+from btnn_jax.envs.trading.account import BrokerRules, compensated_add, fill
 
 __all__ = ["ACTIONS", "TradingEnvironment", "TradingState"]
 
@@ -27,11 +27,11 @@ class TradingState:
     index: Array  # int32 [], the bar that closed last: a row of the environment's `close` and `times`
     first: Array  # int32 [], `index` when the episode began
     equity: Array  # float32 [], cash and positions at the close
-    lost: Array  # float32 [], what rounding took from `equity`
+    rounding_error: Array  # float32 [], of `equity`: what rounding has taken from the sum
     peak: Array  # float32 [], the highest equity of the episode
-    position: Array  # float32 [A], units held, below 0 where short
-    holding: Array  # float32 [A], stakes held, or the target weight
-    stake: Array  # float32 [A], units of a holding of 1
+    position: Array  # float32 [A], amount of the asset held, below 0 where short
+    units: Array  # float32 [A], units held, or the target weight
+    unit_size: Array  # float32 [A], amount of the asset in one unit
     unrealised: Array  # float32 [A], profit of the open positions, their costs aside
     opened: Array  # int32 [A], `index` when the position was ordered; 0 where there is none
 
@@ -41,32 +41,32 @@ class TradingEnvironment:
     """Trades `A` assets; `make_trading` builds it.
 
     Bar `index` has closed: the agent sees bars up to it, its orders are filled at the open of the next one, and its
-    equity is taken at the close of the last of `skip_frame` bars.
+    equity is taken at the close of the last of `frame_skip` bars.
 
     The observation is `{"external": float32 [window, C], "internal": float32 [3 A + 2]}`. Internal, each `[A]`: the
-    holding as a part of the largest; the unrealised profit; the time the position has been held, in `time_unit`; then
-    the profit of the episode, and the drawdown from its highest equity. Profits are parts of the initial equity, and
-    these and the drawdown come in `profit_unit`. Both are those of training, where the environment is made for
-    longer episodes than the agent has seen; times and profits of the episode are cut off at one of them.
+    units held as a share of the largest number; the unrealised profit; the time the position has been held, in
+    `time_unit`; then the profit of the episode, and the drawdown from its highest equity. Profits are parts of the
+    initial equity, and these and the drawdown come in `profit_unit`. Both are those of training, where the environment
+    is made for longer episodes than the agent has seen; times and profits of the episode are cut off at one of them.
 
     Attributes:
         assets: names, the heads of `action_depths` where there are several.
         times: datetime64 `[N]`, or None where the data have none.
         close: float32 `[N, A]`.
-        bars: float32 `[3, N + skip_frame - 1, A]`: opens; their distances from the last closes; from opens to closes.
+        bars: float32 `[3, N + frame_skip - 1, A]`: opens; their distances from the last closes; from opens to closes.
         signal: float32 `[N, C]`, the external stream at each bar.
         rules: how orders are sized and what they cost.
         weights: an action's target weight, None where actions are orders.
-        stakes: how many an asset's position may reach where actions are orders.
-        cash: the initial equity.
+        max_units: the most units of one asset, long or short, where actions are orders.
+        initial_cash: the initial equity.
         window: bars seen.
         length: bars of an episode.
         starts: the first and the last `index` that an episode may begin at.
         stride: bars between the starts of episodes.
         random: whether every start is drawn.
-        skip_frame: bars of a step.
+        frame_skip: bars of a step.
         drawdown: that ends an episode.
-        target: profit that ends an episode.
+        profit_target: profit that ends an episode.
         profit_unit: what the agent sees as 1, a fraction of the equity: the `drawdown` that ends episodes.
         time_unit: what the agent sees as 1, in bars: the `length` of episodes.
         reward: "log" or "shaped".
@@ -79,18 +79,18 @@ class TradingEnvironment:
     close: Array
     bars: Array
     signal: Array
-    rules: Rules
+    rules: BrokerRules
     weights: tuple[float, ...] | None
-    stakes: int
-    cash: float
+    max_units: int
+    initial_cash: float
     window: int
     length: int
     starts: tuple[int, int]
     stride: int
     random: bool
-    skip_frame: int
+    frame_skip: int
     drawdown: float
-    target: float
+    profit_target: float
     profit_unit: float
     time_unit: int
     reward: str
@@ -150,7 +150,7 @@ class TradingEnvironment:
         Both observations of the `TimeStep` are what the action led to. The key is consumed where there is slippage.
         """
         opens, gaps, moves = (
-            jax.lax.dynamic_slice_in_dim(line, state.index + 1, self.skip_frame) for line in self.bars
+            jax.lax.dynamic_slice_in_dim(line, state.index + 1, self.frame_skip) for line in self.bars
         )
         price, gap = opens[0], gaps[0]
         chance: Array | float = (
@@ -159,7 +159,7 @@ class TradingEnvironment:
         at_open = state.unrealised + state.position * gap
         gained = jnp.sum(state.position * gap)
         filled = fill(
-            self.rules, state.holding, state.stake, state.position, self._wanted(state.holding, action),
+            self.rules, state.units, state.unit_size, state.position, self._wanted(state.units, action),
             state.equity + gained, price, chance,
         )  # fmt: skip
         # How far the prices have come from the open at each close, and what that made of the account.
@@ -171,23 +171,24 @@ class TradingEnvironment:
         changes = growth * base
         equities = state.equity + changes
         peaks = jnp.maximum(state.peak, jax.lax.cummax(equities))
-        terminated = (equities / peaks <= 1 - self.drawdown) | (equities >= (1 + self.target) * self.cash)
-        bar = state.index + 1 + jnp.arange(self.skip_frame, dtype=jnp.int32)
+        reached = equities >= (1 + self.profit_target) * self.initial_cash
+        terminated = (equities / peaks <= 1 - self.drawdown) | reached
+        bar = state.index + 1 + jnp.arange(self.frame_skip, dtype=jnp.int32)
         ended = terminated | (bar == state.first + self.length)
-        last: Array | int = 0 if self.skip_frame == 1 else jnp.argmax(ended.at[-1].set(True))
+        last: Array | int = 0 if self.frame_skip == 1 else jnp.argmax(ended.at[-1].set(True))
 
         change, index = changes[last], bar[last]
-        equity, lost = add(state.equity, state.lost, change)
+        equity, rounding_error = compensated_add(state.equity, state.rounding_error, change)
         turned = filled.position * state.position <= 0  # opened, closed or turned round, or nothing at all
         after = TradingState(
             index=index,
             first=state.first,
             equity=equity,
-            lost=lost,
+            rounding_error=rounding_error,
             peak=jnp.maximum(peaks[last], equity),
             position=filled.position,
-            holding=filled.holding,
-            stake=filled.stake,
+            units=filled.units,
+            unit_size=filled.unit_size,
             unrealised=filled.kept * at_open + filled.position * ways[last],
             opened=jnp.where(turned, jnp.where(filled.position == 0, 0, state.index), state.opened),
         )
@@ -197,7 +198,7 @@ class TradingEnvironment:
             realised = jnp.sum((1.0 - filled.kept) * at_open) - filled.cost
             # An end by the rules closes what is open: its profit is then earned, and no potential is left.
             later = jnp.where(terminated[last], 1.0, self.discount) * jnp.sum(after.unrealised)
-            reward = (realised + later - jnp.sum(state.unrealised)) / self.cash
+            reward = (realised + later - jnp.sum(state.unrealised)) / self.initial_cash
         observation = self.observe(after)
         return after, TimeStep(
             observation=observation,
@@ -209,12 +210,12 @@ class TradingEnvironment:
 
     def observe(self, state: TradingState) -> dict[str, Array]:
         """The observation of a state."""
-        most = max(map(abs, self.weights)) if self.weights is not None else self.stakes
+        most = max(map(abs, self.weights)) if self.weights is not None else self.max_units
         held = jnp.where(state.position == 0, 0, state.index - state.opened).astype(jnp.float32)
-        account = jnp.stack([state.equity / self.cash - 1.0, 1.0 - state.equity / state.peak])
+        account = jnp.stack([state.equity / self.initial_cash - 1.0, 1.0 - state.equity / state.peak])
         internal = [
-            state.holding / most,
-            state.unrealised / (self.cash * self.profit_unit),
+            state.units / most,
+            state.unrealised / (self.initial_cash * self.profit_unit),
             jnp.minimum(held / self.time_unit, 1.0),
             jnp.clip(account / self.profit_unit, -1.0, 1.0),
         ]
@@ -235,16 +236,16 @@ class TradingEnvironment:
 
     def _begin(self, first: Array) -> TradingState:
         assets = len(self.assets)
-        nothing, cash = jnp.zeros(assets, jnp.float32), jnp.float32(self.cash)
+        nothing, cash = jnp.zeros(assets, jnp.float32), jnp.float32(self.initial_cash)
         # That of a fraction is known when it is filled.
-        stake = 0.0 if self.rules.stake is None else self.rules.stake
+        unit_size = 0.0 if self.rules.unit_size is None else self.rules.unit_size
         return TradingState(
-            index=first, first=first, equity=cash, lost=jnp.float32(0), peak=cash, position=nothing,
-            holding=nothing, stake=jnp.full(assets, stake, jnp.float32), unrealised=nothing,
+            index=first, first=first, equity=cash, rounding_error=jnp.float32(0), peak=cash, position=nothing,
+            units=nothing, unit_size=jnp.full(assets, unit_size, jnp.float32), unrealised=nothing,
             opened=jnp.zeros(assets, jnp.int32),
         )  # fmt: skip
 
-    def _wanted(self, holding: Array, action: PyTree) -> Array:
+    def _wanted(self, units: Array, action: PyTree) -> Array:
         """Stakes, or weights, that an action asks for, float32 `[A]`."""
         if len(self.assets) == 1:
             choice = jnp.asarray(action)[None]
@@ -253,4 +254,4 @@ class TradingEnvironment:
         if self.weights is not None:
             return jnp.asarray(self.weights, jnp.float32)[choice]
         way = (choice == 1).astype(jnp.float32) - (choice == 2).astype(jnp.float32)
-        return jnp.where(choice == 3, 0.0, jnp.clip(holding + way, -self.stakes, self.stakes))
+        return jnp.where(choice == 3, 0.0, jnp.clip(units + way, -self.max_units, self.max_units))

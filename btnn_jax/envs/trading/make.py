@@ -15,7 +15,7 @@ from jax import Array
 from btnn_jax._errors import check_known
 from btnn_jax.data.features import PERIODS, features
 from btnn_jax.data.windows import split
-from btnn_jax.envs.trading.account import Rules
+from btnn_jax.envs.trading.account import BrokerRules
 from btnn_jax.envs.trading.environment import TradingEnvironment
 from btnn_jax.envs.trading.market import Data, Market, load_market
 
@@ -37,34 +37,34 @@ def make_trading(
     signal: str | np.ndarray = "features",
     periods: Sequence[int] = PERIODS,
     window: int = 32,
-    episode: int | None = 256,
+    episode_length: int | None = 256,
     sampling: str = "random",
     stride: int = 1,
-    skip_frame: int = 1,
+    frame_skip: int = 1,
     weights: Sequence[float] | None = None,
-    stakes: int = 1,
-    stake: float | None = None,
+    max_units: int = 1,
+    unit_size: float | None = None,
     fraction: float = 1.0,
     leverage: float = 1.0,
     commission: float = 1e-4,
     spread: float = 0.0,
     slippage: float = 0.0,
-    cash: float = 10_000.0,
+    initial_cash: float = 10_000.0,
     drawdown: float = 0.1,
-    target: float | None = None,
+    profit_target: float | None = None,
     reward: str = "log",
     reward_scale: float = 1.0,
     discount: float = 0.99,
 ) -> TradingEnvironment:
     """Builds an environment that trades.
 
-    Actions are hold, buy, sell and close (0 to 3), a dict of them by name for several assets: a buy adds one stake to
+    Actions are hold, buy, sell and close (0 to 3), a dict of them by name for several assets: a buy adds one unit to
     the position, a sell takes one away, so that from long to short it takes two sells. With `weights`, an action is an
     index into them, and the position is sized anew at every step to that part of the equity.
 
-    A stake is a fraction of the equity at the fill that opens a position, so that the same settings suit prices of any
-    height and rewards do not depend on the money; it stays that many units until the position is closed, so that a
-    close leaves nothing over. `stake` makes it a fixed number of units.
+    A unit is worth `fraction` of the equity at the fill that opens a position, so that the same settings suit prices of
+    any height and rewards do not depend on the money. It stays the same amount of the asset until the position is
+    closed, so that a close leaves nothing over. `unit_size` fixes the amount instead.
 
     Args:
         data: `"sine"`, `"random_walk"`, `"ornstein_uhlenbeck"` or `"regime_switching"` (of closes, a bar opens where
@@ -83,24 +83,24 @@ def make_trading(
             row `t` is known when bar `t` has closed.
         periods: bars that the features look back.
         window: bars of the external stream.
-        episode: bars of an episode; None for all of the part, which is then one.
+        episode_length: bars of an episode; None for all of the part, which is then one.
         sampling: where episodes begin: `"random"`, anywhere; `"sequential"`, where the last one was to end; or
             `"sliding"`, `stride` bars after the last one; the latter two from a drawn start and round the part.
         stride: bars between the starts of sliding episodes.
-        skip_frame: bars of a step: its orders are filled at the first, its reward is that of all of them.
+        frame_skip: bars of a step: its orders are filled at the first, its reward is that of all of them.
         weights: target weights, 0 among them, such as `(-1, -0.5, 0, 0.5, 1)`; None for orders.
-        stakes: how many an asset's position may reach, long or short; orders beyond it are refused.
-        stake: units of a stake; None for `fraction`.
-        fraction: share of the equity that one stake (or a weight of 1) is worth, divided by the number of assets.
+        max_units: the most units of one asset, long or short; orders beyond it are refused.
+        unit_size: amount of the asset in one unit; None for `fraction`.
+        fraction: share of the equity that one unit (or a weight of 1) is worth, divided by the number of assets.
         leverage: how many times the equity all positions together may be worth when an order is filled; one that
             needs more is refused as a whole. Where `leverage` is no more than `fraction`, an agent that is long is
             shut out of the last asset once the others have risen: more leverage gives it headroom.
         commission: fraction of the value traded, paid when a position is opened and when it is closed.
         spread: between bid and ask, as a fraction of the price; a trade pays half of it.
         slippage: largest, as a fraction of the price; each trade draws its own, uniform from 0.
-        cash: the initial equity.
+        initial_cash: the initial equity.
         drawdown: fraction of the highest equity whose loss ends an episode; 1 for when all is lost.
-        target: profit that ends an episode, as a fraction of the initial equity; None for none.
+        profit_target: profit that ends an episode, as a fraction of the initial equity; None for none.
         reward: `"log"`, the change of log equity (down to a millionth of it): their sum is the log of what the
             equity has grown by; or `"shaped"` as BTGym's: realised profit, costs taken off, with the unrealised one as
             the potential (Ng, Harada & Russell 1999), `realised + discount * unrealised' - unrealised`, as a fraction
@@ -122,21 +122,22 @@ def make_trading(
         ("reward", reward, REWARDS),
     ):
         check_known(name, [value], known)
-    _check_whole(1, window=window, episode=episode, stride=stride, skip_frame=skip_frame, stakes=stakes)
+    _check_whole(1, window=window, episode_length=episode_length, stride=stride)
+    _check_whole(1, frame_skip=frame_skip, max_units=max_units)
     _check_whole(0, embargo=embargo)
     for period in periods:
         _check_whole(1, periods=period)
     _check_least(0, commission=commission, spread=spread, slippage=slippage, discount=discount)
-    _check_above(0, cash=cash, leverage=leverage, fraction=fraction, stake=stake, target=target)
-    _check_above(0, drawdown=drawdown, reward_scale=reward_scale)
+    _check_above(0, initial_cash=initial_cash, leverage=leverage, fraction=fraction, unit_size=unit_size)
+    _check_above(0, profit_target=profit_target, drawdown=drawdown, reward_scale=reward_scale)
     if max(drawdown, discount) > 1:
         raise ValueError(f"drawdown and discount must be at most 1, got {drawdown} and {discount}")
     if spread / 2 + slippage >= 1:
         raise ValueError(f"half the spread and slippage must stay below 1, got {spread / 2 + slippage}")
     if weights is not None:
-        _check_weights(weights, stake, stakes)
-    most = fraction * stakes * max(map(abs, weights or (1.0,)))
-    if stake is None and most > leverage * (1 + 1e-6):
+        _check_weights(weights, unit_size, max_units)
+    most = fraction * max_units * max(map(abs, weights or (1.0,)))
+    if unit_size is None and most > leverage * (1 + 1e-6):
         raise ValueError(
             f"positions of {most:g} times the equity need a leverage of as much, got {leverage:g}: orders would be "
             "refused"
@@ -154,7 +155,7 @@ def make_trading(
         except ValueError as error:
             raise ValueError(f"{market.source}: {error}") from None
     bars = rows.stop - rows.start
-    length = bars - window if episode is None else episode
+    length = bars - window if episode_length is None else episode_length
     if length < 1 or bars < window + length:
         raise ValueError(
             f"{market.source}: {bars} bars ({part}) are too few for a window of {window} and an episode of "
@@ -165,20 +166,20 @@ def make_trading(
         assets=market.assets,
         times=market.times,
         close=jnp.asarray(market.close, jnp.float32),
-        bars=_bars(market, skip_frame),
+        bars=_bars(market, frame_skip),
         signal=jnp.asarray(table, jnp.float32),
-        rules=Rules(commission, spread, slippage, leverage, stake, fraction, weights is not None),
+        rules=BrokerRules(commission, spread, slippage, leverage, unit_size, fraction, weights is not None),
         weights=None if weights is None else tuple(map(float, weights)),
-        stakes=stakes,
-        cash=cash,
+        max_units=max_units,
+        initial_cash=initial_cash,
         window=window,
         length=length,
         starts=(first, rows.stop - 1 - length),
         stride={"random": 1, "sequential": length, "sliding": stride}[sampling],
         random=sampling == "random",
-        skip_frame=skip_frame,
+        frame_skip=frame_skip,
         drawdown=drawdown,
-        target=math.inf if target is None else target,
+        profit_target=math.inf if profit_target is None else profit_target,
         profit_unit=drawdown,
         time_unit=length,
         reward=reward,
@@ -199,18 +200,22 @@ def make_held_out(learned: Mapping[str, Any], part: str = "test") -> TradingEnvi
         ValueError: as `make_trading`.
     """
     before = make_trading(**learned)
-    whole = make_trading(**{**learned, "part": part, "episode": None, "sampling": "sequential"})
+    whole = make_trading(**{**learned, "part": part, "episode_length": None, "sampling": "sequential"})
     return dataclasses.replace(
-        whole, drawdown=1.0, target=math.inf, profit_unit=before.profit_unit, time_unit=before.time_unit
+        whole,
+        drawdown=1.0,
+        profit_target=math.inf,
+        profit_unit=before.profit_unit,
+        time_unit=before.time_unit,
     )
 
 
-def _bars(market: Market, skip_frame: int) -> Array:
+def _bars(market: Market, frame_skip: int) -> Array:
     """Opens and the distances between prices, taken in float64 so that they keep the digits float32 has for them."""
     before = np.concatenate([market.open[:1], market.close[:-1]])
     bars = np.stack([market.open, market.open - before, market.close - market.open])
     # A step that an episode's end cuts short reads past it.
-    return jnp.asarray(np.pad(bars, ((0, 0), (0, skip_frame - 1), (0, 0)), mode="edge"), jnp.float32)
+    return jnp.asarray(np.pad(bars, ((0, 0), (0, frame_skip - 1), (0, 0)), mode="edge"), jnp.float32)
 
 
 def _signal(market: Market, signal: str | np.ndarray, periods: Sequence[int]) -> np.ndarray:
@@ -225,11 +230,13 @@ def _signal(market: Market, signal: str | np.ndarray, periods: Sequence[int]) ->
     return table
 
 
-def _check_weights(weights: Sequence[float], stake: float | None, stakes: int) -> None:
+def _check_weights(weights: Sequence[float], unit_size: float | None, max_units: int) -> None:
     if 0 not in weights or len(set(weights)) < 2 or not all(map(math.isfinite, weights)):
         raise ValueError(f"weights must be numbers, 0 and others, got {tuple(weights)}")
-    if stake is not None or stakes != 1:
-        raise ValueError(f"weights are parts of the equity: leave stake ({stake}) and stakes ({stakes}) out")
+    if unit_size is not None or max_units != 1:
+        raise ValueError(
+            f"weights are parts of the equity: leave unit_size ({unit_size}) and max_units ({max_units}) out"
+        )
 
 
 def _check_whole(least: int, **arguments: int | None) -> None:

@@ -28,12 +28,12 @@ def optimal_policy(env: TradingEnvironment, first: int | None = None) -> Optimal
     `V[s] = max(V[s + 1], max over u > s and both ways of gain(s, u) + V[u + 1], max over both ways of gain(s, end))`
 
     where `V[s]` is the gain from the fill at step `s` on with no position before it (a log for a fraction of the
-    equity, money for a fixed stake), `gain(s, u)` that of a position opened at step `s` and closed at step `u`, costs
-    taken off, and `gain(s, end)` of one still open at the last close. Exact where neither drawdown, target nor margin
-    would step in on the way; `O(S^2)` time, `O(S)` memory.
+    equity, money for a fixed unit size), `gain(s, u)` that of a position opened at step `s` and closed at step `u`,
+    costs taken off, and `gain(s, end)` of one still open at the last close. Exact where neither drawdown, profit target
+    nor margin would step in on the way; `O(S^2)` time, `O(S)` memory.
 
     Args:
-        env: one asset, orders of one stake, no slippage.
+        env: one asset, orders of one unit, no slippage.
         first: `index` that the episode begins at; None for the earliest.
 
     Raises:
@@ -41,14 +41,14 @@ def optimal_policy(env: TradingEnvironment, first: int | None = None) -> Optimal
     """
     low, high = env.starts
     first = low if first is None else first
-    if len(env.assets) != 1 or env.weights is not None or env.stakes != 1 or env.rules.slippage:
+    if len(env.assets) != 1 or env.weights is not None or env.max_units != 1 or env.rules.slippage:
         raise ValueError(
-            "the optimal policy is known for orders of one stake in one asset without slippage, got "
-            f"{len(env.assets)} assets, weights={env.weights}, stakes={env.stakes}, slippage={env.rules.slippage}"
+            "the optimal policy is known for orders of one unit in one asset without slippage, got "
+            f"{len(env.assets)} assets, weights={env.weights}, max_units={env.max_units}, slippage={env.rules.slippage}"
         )
     if not low <= first <= high:
         raise ValueError(f"first must be from {low} to {high}, got {first}")
-    opens = np.asarray(env.bars[0, first + 1 : first + 1 + env.length : env.skip_frame, 0], np.float64)
+    opens = np.asarray(env.bars[0, first + 1 : first + 1 + env.length : env.frame_skip, 0], np.float64)
     end = float(env.close[first + env.length, 0])
     steps = len(opens)
     # value[s]: of the steps from s on, with no position; none is left after the last.
@@ -70,9 +70,9 @@ def optimal_policy(env: TradingEnvironment, first: int | None = None) -> Optimal
             if closing[s] < steps:
                 actions[closing[s]] = ACTIONS.index("close")
         s = closing[s] + 1
-    if env.rules.stake is None:
-        return Optimal(actions, env.cash * float(np.exp(value[0])), float(value[0]))
-    return Optimal(actions, env.cash + float(value[0]), float(np.log1p(value[0] / env.cash)))
+    if env.rules.unit_size is None:
+        return Optimal(actions, env.initial_cash * float(np.exp(value[0])), float(value[0]))
+    return Optimal(actions, env.initial_cash + float(value[0]), float(np.log1p(value[0] / env.initial_cash)))
 
 
 def _gains(env: TradingEnvironment, price: float, later: np.ndarray, sign: int) -> np.ndarray:
@@ -84,7 +84,7 @@ def _gains(env: TradingEnvironment, price: float, later: np.ndarray, sign: int) 
     closing = half + rules.commission * (1 - sign * half)
     part = sign * (later / price - 1) - opening
     part[:-1] -= closing * later[:-1] / price
-    if rules.stake is not None:
-        return rules.stake * price * part
+    if rules.unit_size is not None:
+        return rules.unit_size * price * part
     growth = 1 + rules.fraction * part
     return np.log(np.where(growth > 0, growth, 1e-300))
