@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import benchmarks
 from benchmarks.harness import compare, median_seconds
 
-NOT_CASES = {"__main__", "communication", "disentanglement", "harness", "learning", "markets"}
+NOT_CASES = {"__main__", "communication", "disentanglement", "harness", "learning", "markets", "memory"}
 ALONE = {"scaling"}  # it changes how many devices there are
 
 

@@ -238,6 +238,7 @@ def _uniform_by(fan_in: int) -> Callable[..., Array]:
 
 class _MinGRULayer(nn.Module):
     size: int
+    max_timescale: float | None
     dtype: Dtype | None
     param_dtype: Dtype
 
@@ -249,7 +250,7 @@ class _MinGRULayer(nn.Module):
             x = jnp.where(within(lengths, len(x))[..., None], x, 0)
         init, columns = _uniform_by(x.shape[-1]), 2 * self.size
         kernel = self.param("kernel", init, (x.shape[-1], columns), self.param_dtype)
-        bias = self.param("bias", init, (columns,), self.param_dtype)
+        bias = self.param("bias", self._start_bias, init, columns)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = jnp.matmul(x, kernel, preferred_element_type=jnp.float32) + bias.astype(jnp.float32)[None, None]
         z, candidate = jnp.split(y, 2, axis=-1)
@@ -257,6 +258,15 @@ class _MinGRULayer(nn.Module):
             jax.nn.sigmoid(-z), jax.nn.sigmoid(z) * candidate, state, resets=resets, lengths=lengths
         )
         return y.astype(x.dtype), state
+
+    def _start_bias(self, key: Array, init: Callable[..., Array], columns: int) -> Array:
+        if self.max_timescale is None:
+            return init(key, (columns,), self.param_dtype)
+        key_z, key_h = jax.random.split(key)
+        time = jax.random.uniform(key_z, (self.size,), jnp.float32, 1, self.max_timescale - 1)
+        return jnp.concatenate(
+            [-jnp.log(time).astype(self.param_dtype), init(key_h, (self.size,), self.param_dtype)]
+        )
 
 
 class MinGRUNetwork(_Layers):
@@ -266,15 +276,29 @@ class MinGRUNetwork(_Layers):
         h_t = (1 - z) * h_{t-1} + z * (x W_h + b_h)
 
     Feng et al. (2024), "Were RNNs All We Needed?", arXiv:2410.01201, section 3.1. Weights and biases start uniform
-    within `1 / sqrt(D)`, as the linear layers there do.
+    within `1 / sqrt(D)`, as the linear layers there do, all but the bias of z: with it an agent would start to forget
+    half of its memory in every step. It starts at `-log(T)`, T uniform between 1 and `max_timescale - 1`, as in Tallec
+    and Ollivier (2018), "Can Recurrent Neural Networks Warp Time?", arXiv:1804.11188, section 2.1, so that the units
+    remember for up to `max_timescale` steps.
 
-    The state is h, float32 `[B, H]`, for each layer. Attributes are those of `LSTMNetwork`.
+    The state is h, float32 `[B, H]`, for each layer.
+
+    Attributes:
+      layers: hidden size of each layer.
+      dropout_rate: dropped share of each layer's output, stream `dropout`.
+      max_timescale: the longest memory at the start, in steps, above 2; None starts the bias of z as in the paper.
+      dtype: type of computation.
+      param_dtype: type of the parameters.
     """
+
+    max_timescale: float | None = 64.0
 
     @nn.nowrap
     def make_layer(self, size: int, **fields: Any) -> nn.Module:
         """One minimal GRU."""
-        return _MinGRULayer(size, **fields)
+        if self.max_timescale is not None and not self.max_timescale > 2:
+            raise ValueError(f"max_timescale must be None or above 2 steps, got {self.max_timescale}")
+        return _MinGRULayer(size, self.max_timescale, **fields)
 
     @nn.nowrap
     def layer_state(self, size: int, batch_size: int) -> Array:

@@ -422,6 +422,12 @@ def test_several_cores_are_stacked_by_name():
             "heads must divide",
         ),
         (lambda: GTrXLNetwork((8,), memory=0).initial_state(1), "memory must be at least 1 step, got 0"),
+        (
+            lambda: MinGRUNetwork((4,), max_timescale=2.0).init(
+                jax.random.key(0), *inputs(MinGRUNetwork((4,)))
+            ),
+            "max_timescale must be None or above 2 steps, got 2.0",
+        ),
         (lambda: LRUNetwork((4,), r_max=1.0).init(jax.random.key(0), *inputs(LRUNetwork((4,)))), "r_max < 1"),
         (lambda: run(GRUNetwork((4,)), state=()), "state must be as initial_state gives it"),
         (lambda: run(GRUNetwork((4,)), x=jnp.zeros((T, D))), "time-major"),
@@ -458,6 +464,19 @@ def test_dropout_is_between_the_layers():
     where = dropped != 0
     assert 0.3 < where.mean() < 0.7
     np.testing.assert_allclose(dropped[where], 2 * kept[where], rtol=1e-6)
+
+
+def test_mingrus_start_with_memories_of_all_lengths():
+    def start(max_timescale):
+        core = MinGRUNetwork((512,), max_timescale=max_timescale)
+        return core.init(jax.random.key(0), *inputs(core))["params"]["layer_0"]
+
+    time = jnp.exp(-start(30.0)["bias"][:512])
+    assert 1 < time.min() < 2
+    assert 28 < time.max() < 29
+    paper = start(None)
+    for x in (paper["bias"], paper["kernel"], start(30.0)["bias"][512:], start(30.0)["kernel"]):
+        assert 0.45 < jnp.abs(x).max() < D**-0.5
 
 
 def test_lrus_eigenvalues_start_on_their_ring():

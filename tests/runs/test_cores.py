@@ -1,6 +1,7 @@
 """Agents with every core act, learn, replay, stop, go on and are evaluated alike."""
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 from btnn_jax import envs
+from btnn_jax.protocol import AgentInput
+from btnn_jax.runs.acting import load_agent
 from btnn_jax.runs.agent import resume, train
 from btnn_jax.runs.progress import Silent
 from btnn_jax.runs.run import Run, create_run, read_run
@@ -35,6 +38,7 @@ CONFIG = UnrealConfig(
     pc_weight=0,
     rp_weight=0,
 )
+OBSERVATION = envs.make("probe-memory").observation
 NEW = [name for name in CORES if name != "lstm"]
 
 
@@ -83,6 +87,17 @@ def test_a_run_stops_goes_on_and_is_evaluated(core, tmp_path, raw):
     assert raw(resumed.state) == raw(straight.state)
     first, second = (score_run(tmp_path / name, episodes=3) for name in ("straight", "stopped"))
     assert first == second
+    agents = [load_agent(tmp_path / name) for name in ("straight", "stopped")]
+    state, observation = agents[0].policy.initial_state(1), np.ones(OBSERVATION.shape, OBSERVATION.dtype)
+    one = functools.partial(jnp.full, (1, 1))
+    inputs = AgentInput(jnp.asarray(observation)[None, None], one(0), one(0.0), one(True))
+    for _ in range(8):  # past the window of GTrXL's memory
+        output, state = agents[0].policy.apply(
+            {"params": straight.state.params}, inputs, state, deterministic=True
+        )
+        actions = [agent.act(observation, 0.5) for agent in agents]
+        assert actions[0] == actions[1] == int(output.logits[0, 0].argmax())
+        inputs = AgentInput(inputs.observation, one(int(actions[0])), one(0.5), one(False))
 
 
 @pytest.mark.parametrize("core", ["lstm", "gtrxl"])

@@ -46,6 +46,13 @@ def test_a_memory_chain_needs_memory(tmp_path, lstm, low, high):
     assert low <= scores["greedy"].mean_return <= high
 
 
+@pytest.mark.parametrize("core", ["gru", "mingru", "lru", "gtrxl"])
+def test_every_core_remembers_a_chain(tmp_path, core):
+    config = UnrealConfig(total_steps=150_000, pc_weight=0, core=core)
+    scores = learn(tmp_path, "MemoryChain-bsuite", config, {"memory_length": 10})
+    assert scores["sampled"].mean_return >= 0.95
+
+
 PERIOD = 256
 TRADER = UnrealConfig(
     num_envs=64, rollout_length=64, total_steps=560_000, epochs=4, entropy_beta=0.3, entropy_beta_final=0.0,
