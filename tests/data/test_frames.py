@@ -140,7 +140,7 @@ def test_a_frame_that_holds_no_prices_is_one_line(frame, change, message):
 def test_a_frame_of_bars_is_one_asset_and_not_five(frame, tmp_path):
     frame.to_csv(tmp_path / "prices.csv")
     sources = (frame, str(tmp_path / "prices.csv"))
-    given, read = (envs.make("trading", data=data, episode=64) for data in sources)
+    given, read = (envs.make("trading", data=data, episode_length=64) for data in sources)
     assert given.assets == read.assets == ("price",)
     assert given.action_depths == read.action_depths == 4
     np.testing.assert_array_equal(given.close, read.close)
