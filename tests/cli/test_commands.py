@@ -395,7 +395,7 @@ def test_training_reads_prices_with_the_options_given(tmp_path, monkeypatch):
             [
                 *words,
                 "--env-param",
-                "episode=4",
+                "episode_length=4",
                 "--env-param",
                 "embargo=0",
                 "--data-option",
