@@ -245,6 +245,11 @@ class LSTMNetwork(nn.Module):
         Returns:
           Outputs `[T, B, layers[-1]]` in the type of computation, and the state after the last step, float32.
         """
+        if not isinstance(state, tuple | list):
+            raise ValueError(
+                "state must be a tuple of (c, h) for each layer, as initial_state(batch_size) gives it, got "
+                f"{state!r:.60}"
+            )
         if len(state) != len(self.layers):
             raise ValueError(
                 f"expected the state of {len(self.layers)} layers {self.layers}, got {len(state)}"

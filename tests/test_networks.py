@@ -488,3 +488,10 @@ def test_pc_inner_shape_fits_the_grid_or_says_what_would():
     with pytest.raises(ValueError, match=r"\(21, 21\).*\(20, 20\); filter_size \(3, 3\) would fit"):
         pc_inner_shape((84, 84, 4), (4, 4))
     assert pc_inner_shape((84, 84, 4), (4, 4), filter_size=(3, 3)) == (10, 10, 32)
+
+
+def test_an_lstm_without_a_state_says_where_one_comes_from():
+    with pytest.raises(
+        ValueError, match=r"state must be a tuple of \(c, h\).* as initial_state\(batch_size\) .* got None"
+    ):
+        LSTMNetwork((5,)).init(jax.random.key(0), jnp.zeros((3, 2, 4)), None)

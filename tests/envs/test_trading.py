@@ -532,7 +532,7 @@ def test_data_of_every_kind(tmp_path):
         ("Date;1_O;2_H;3_L;4_C;5_V", ("price",), 4),
         ("Date,Volume,Close,Open", ("price",), 2),
         ("Date,Close,Volume", ("Close",), 1),
-        ("Date,CLOSE,Adj Close,Vol.", ("CLOSE",), 1),
+        ("Date,CLOSE,Adj Close,Vol.", ("Close",), 1),
         ("Date,Adj Close,volume", ("Adj Close",), 1),
         ("Date,C,V,AAPL,VOLV", ("C", "V", "AAPL", "VOLV"), 4),
         ("Date,AAPL,MSFT,AAPL Volume", ("AAPL", "MSFT"), 2),
