@@ -42,9 +42,10 @@ def check_known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
     for name in given:
         if name in known:
             continue
+        text = str(name).lower()  # people also give numbers, lists, or None
         lower = {candidate.lower(): candidate for candidate in known}
-        begun = [candidate for candidate in known if candidate.lower().startswith(name.lower())]
-        close = begun or [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3)]
+        begun = [candidate for candidate in known if candidate.lower().startswith(text)]
+        close = begun or [lower[match] for match in difflib.get_close_matches(text, lower, n=3)]
         hint = (
             f"did you mean {' or '.join(map(repr, close[:3]))}?"
             if close

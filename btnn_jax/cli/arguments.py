@@ -6,6 +6,7 @@ import argparse
 import ast
 import dataclasses
 import difflib
+import math
 import re
 import sys
 import typing
@@ -150,12 +151,12 @@ def integer(text: str) -> int:
 
 
 def at_least_one(text: str) -> int:
-    """A whole number of at least 1."""
+    """A whole number of at least 1, and of 31 bits, as counts of arrays are."""
     return _bounded(integer(text), 1)
 
 
 def at_least_zero(text: str) -> int:
-    """A whole number of at least 0."""
+    """A whole number of at least 0, and of 31 bits."""
     return _bounded(integer(text), 0)
 
 
@@ -176,14 +177,16 @@ def positive(text: str) -> float:
 
 
 def fractions(text: str) -> tuple[float, ...]:
-    """Numbers of at least 0, with commas between them.
+    """Numbers from 0 to 1, with commas between them.
 
     >>> fractions("0,1e-4")
     (0.0, 0.0001)
     """
     values = tuple(_number(part) for part in text.split(","))
-    if not min(values) >= 0:
+    if min(values) < 0:
         raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
+    if max(values) > 1:
+        raise argparse.ArgumentTypeError(f"must be at most 1, got {text}")
     return values
 
 
@@ -223,9 +226,12 @@ def layers(text: str) -> LayerConfig:
 
 def _number(text: str) -> float:
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}") from None
+        value = math.nan
+    if math.isnan(value):
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}")
+    return value
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -239,6 +245,8 @@ def _words(text: str) -> tuple[str, ...]:
 def _bounded(value: int, least: int) -> int:
     if value < least:
         raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
+    if value >= 2**31:
+        raise argparse.ArgumentTypeError(f"must be below {2**31}, got {value:.3g}")
     return value
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from btnn_jax._errors import first_line
 from btnn_jax.cli import arguments as options
 from btnn_jax.cli.parser import DEFAULT_ENV, EVALUATION, make_parser
 from btnn_jax.runs.interrupt import say_on_interrupt, watch_interrupts
@@ -28,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     It is 0 for success, 2 for a user's mistake, 128 plus the signal's number where a signal stopped the run.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be in the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
     parser = make_parser()
     given = parser.parse_args(arguments)
     if os.getcwd() not in sys.path:
@@ -43,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os._exit(1)  # an orderly exit would wait for the lost process, and then abort
         except (RunError, UsageError, ModuleNotFoundError) as error:
             parser.error(str(error))
+        except (RuntimeError, MemoryError) as error:
+            if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            parser.error(f"not enough memory; make sizes smaller: {first_line(error)}")
 
 
 class UsageError(Exception):

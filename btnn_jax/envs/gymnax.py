@@ -86,8 +86,10 @@ class GymnaxEnvironment:
     def _observation(self, observation: PyTree) -> PyTree:
         if self.name.endswith("-MinAtar"):
             return jax.tree.map(lambda leaf: leaf.astype(bool), observation)
+        # Under 64-bit types gymnax computes with them.
+        cast = (jnp.int32, jnp.int64, jnp.float64)
         return jax.tree.map(
-            lambda leaf: leaf.astype(jnp.float32) if leaf.dtype == jnp.int32 else leaf, _strong(observation)
+            lambda leaf: leaf.astype(jnp.float32) if leaf.dtype in cast else leaf, _strong(observation)
         )
 
 

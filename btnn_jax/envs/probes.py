@@ -83,7 +83,7 @@ class Probe:
 
 
 def _draw(key: Array, count: int) -> Array:
-    return jax.random.randint(key, (), 0, count)
+    return jax.random.randint(key, (), 0, count, jnp.int32)
 
 
 def _sign(key: Array) -> Array:

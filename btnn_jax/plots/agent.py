@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from btnn_jax._errors import import_extra
-from btnn_jax.plots.style import COLOURS, ROUND_STEPS, make_figure, save, tidy
+from btnn_jax.plots.style import COLOURS, ROUND_STEPS, legend_label, make_figure, save, tidy
 from btnn_jax.runs.folder import Folder, RunError
 from btnn_jax.runs.metrics import read_metrics
 from btnn_jax.runs.progress import format_count
@@ -24,6 +24,7 @@ __all__ = [
     "Curves",
     "Panel",
     "draw",
+    "finite_values",
     "plot_runs",
     "read_curves",
     "smooth",
@@ -98,7 +99,7 @@ def read_curves(folder: Folder) -> Curves:
     run, metrics = read_run(folder), read_metrics(folder)
     if not metrics:
         raise RunError(f"nothing has been recorded in {folder} yet")
-    return Curves(pathlib.Path(folder).resolve().name, run.title, metrics, read_scores(folder))
+    return Curves(legend_label(pathlib.Path(folder).resolve().name), run.title, metrics, read_scores(folder))
 
 
 def draw(runs: Sequence[Curves]) -> Any:
@@ -120,7 +121,7 @@ def draw(runs: Sequence[Curves]) -> Any:
 
 def _draw_returns(axes: Any, runs: Sequence[Curves]) -> None:
     for run, colour in zip(runs, _colours(runs), strict=True):
-        steps, returns = _finite(run.metrics, "episode_return")
+        steps, returns = finite_values(run.metrics, "episode_return")
         if not len(steps):
             continue
         name = run.label if len(runs) > 1 else "training episodes"
@@ -136,7 +137,7 @@ def _draw_returns(axes: Any, runs: Sequence[Curves]) -> None:
         axes.plot(steps, smooth(returns), color=colour, linewidth=2.2, label=name, **_dots(steps))
     if len(runs) == 1:
         _draw_scores(axes, runs[0], COLOURS[0])
-    if not any(len(_finite(run.metrics, "episode_return")[0]) for run in runs):
+    if not any(len(finite_values(run.metrics, "episode_return")[0]) for run in runs):
         axes.text(
             0.5, 0.5, "no episode has ended yet", transform=axes.transAxes, ha="center", color="#777777"
         )
@@ -160,7 +161,7 @@ def _of_each_seed(metrics: dict[str, np.ndarray]) -> np.ndarray:
     names = [name for name in metrics if name.startswith("episode_return_seed")]
     curves = []
     for name in names:
-        steps, values = _finite(metrics, name)
+        steps, values = finite_values(metrics, name)
         curve = np.full_like(metrics["steps"], np.nan)
         curve[np.isin(metrics["steps"], steps)] = smooth(values)
         curves.append(curve)
@@ -203,7 +204,7 @@ def _draw_panel(axes: Any, panel: Panel, runs: Sequence[Curves]) -> None:
                 continue
             # One run has a colour for each metric; several have a colour each, and a dash for each metric.
             line, dash = (COLOURS[index], "-") if len(runs) == 1 else (colour, LINE_STYLES[index])
-            steps, values = _finite(run.metrics, name)
+            steps, values = finite_values(run.metrics, name)
             if not len(steps):
                 continue
             label = panel.metrics[name] if run is runs[0] and len(present) > 1 else None
@@ -231,13 +232,19 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return np.array([values[i - r : i + r + 1].mean() for i, r in zip(index, reach, strict=True)])
 
 
-def _finite(metrics: dict[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The steps at which a metric is known, and its values, without a last record of few updates."""
+def finite_values(metrics: dict[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The steps at which a metric is known, and its values, without records of few updates.
+
+    The last record of a run, and of each session of a resumed one, is of what was left, often a single update, whose
+    noise would look like a cliff.
+    """
     steps, values = metrics["steps"], metrics.get(name, np.full_like(metrics["steps"], np.nan))
-    intervals = np.diff(steps, prepend=0)
-    if len(steps) > 2 and intervals[-1] < 0.5 * np.median(intervals):
-        steps, values = steps[:-1], values[:-1]
     known = np.isfinite(values)
+    if len(steps) > 2:
+        intervals = np.diff(steps, prepend=0)
+        after = np.append(intervals[2:], np.inf)
+        # Beside its neighbours, since the speed may change; the first record has none before it.
+        known[1:] &= intervals[1:] >= 0.5 * np.minimum(intervals[:-1], after)
     return steps[known], values[known]
 
 
@@ -248,7 +255,7 @@ def _dots(steps: np.ndarray) -> dict[str, Any]:
 
 def _spans_decades(runs: Sequence[Curves], names: Sequence[str]) -> bool:
     """Whether the values ask for a logarithmic axis: positive, and more than a factor of 10 apart."""
-    values = np.concatenate([_finite(run.metrics, name)[1] for run in runs for name in names])
+    values = np.concatenate([finite_values(run.metrics, name)[1] for run in runs for name in names])
     return values.size > 0 and values.min() > 0 and bool(values.max() > 10 * values.min())
 
 

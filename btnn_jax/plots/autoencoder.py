@@ -12,8 +12,8 @@ import numpy as np
 
 from btnn_jax._errors import import_extra
 from btnn_jax.kernel_monitor import KernelMonitor
-from btnn_jax.plots.agent import smooth
-from btnn_jax.plots.style import COLOURS, make_figure, save, tidy
+from btnn_jax.plots.agent import finite_values, smooth
+from btnn_jax.plots.style import COLOURS, legend_label, make_figure, save, tidy
 from btnn_jax.runs.autoencoder import TrainedAutoencoder, load_autoencoder
 from btnn_jax.runs.autoencoder_data import Examples
 from btnn_jax.runs.folder import Folder, RunError
@@ -148,8 +148,9 @@ def draw_learning(
         ("reconstruction_loss", "training", EXAMPLE),
         ("validation_loss", "validation", RECONSTRUCTION),
     ):
-        axes.plot(metrics["steps"], metrics[name], color=colour, alpha=0.25, linewidth=1)
-        axes.plot(metrics["steps"], smooth(metrics[name]), color=colour, linewidth=2.2, label=label)
+        steps, values = finite_values(metrics, name)
+        axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
+        axes.plot(steps, smooth(values), color=colour, linewidth=2.2, label=label)
     if "PCA" in errors:
         label = f"PCA, validation: {errors['PCA'].validation:.4g}"
         axes.axhline(errors["PCA"].validation, color=COLOURS[1], linestyle="--", linewidth=1.5, label=label)
@@ -272,7 +273,10 @@ def draw_kernels(bank: np.ndarray, channels: Sequence[str], *, title: str = "", 
         def draw(axes: Any, kernel: np.ndarray) -> None:
             for channel, name in enumerate(channels):
                 axes.plot(
-                    kernel[:, 0, channel], color=COLOURS[channel % len(COLOURS)], linewidth=1.1, label=name
+                    kernel[:, 0, channel],
+                    color=COLOURS[channel % len(COLOURS)],
+                    linewidth=1.1,
+                    label=legend_label(name),
                 )
             axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
             tidy(axes)
@@ -303,7 +307,7 @@ def draw_kernels(bank: np.ndarray, channels: Sequence[str], *, title: str = "", 
 def _draw_lines(axes: Any, example: np.ndarray, made: np.ndarray, channels: Sequence[str]) -> None:
     for channel, name in enumerate(channels):
         colour = COLOURS[channel % len(COLOURS)]
-        axes.plot(example[:, channel], color=colour, label=name, **_EXAMPLE)
+        axes.plot(example[:, channel], color=colour, label=legend_label(name), **_EXAMPLE)
         axes.plot(made[:, channel], color=colour, **_RECONSTRUCTION)
 
 
@@ -325,7 +329,9 @@ def _draw_bars(axes: Any, example: np.ndarray, made: np.ndarray, channels: Seque
         (example, EXAMPLE, 0.0, "example, with a dot at the close"),
         (made, RECONSTRUCTION, 0.35, "reconstruction"),
     ):
-        axes.vlines(steps + shift, bars[:, low], bars[:, high], color=colour, linewidth=2.4, label=name)
+        axes.vlines(
+            steps + shift, bars[:, low], bars[:, high], color=colour, linewidth=2.4, label=legend_label(name)
+        )
         axes.plot(steps + shift, bars[:, close], "o", color=colour, markersize=4, markeredgecolor="white")
     axes.set_ylabel("% of the close before", fontsize=9)
 

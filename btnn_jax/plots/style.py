@@ -8,7 +8,7 @@ from typing import Any
 from btnn_jax._errors import import_extra
 from btnn_jax.runs.folder import Folder, RunError
 
-__all__ = ["COLOURS", "ROUND_STEPS", "make_figure", "save", "tidy"]
+__all__ = ["COLOURS", "ROUND_STEPS", "legend_label", "make_figure", "save", "tidy"]
 
 COLOURS = ("#2a6fbb", "#d1495b", "#3f8f5f", "#b7791f", "#7b5ea7", "#4f5d75")
 ROUND_STEPS = [1, 2, 2.5, 5, 10]
@@ -38,12 +38,23 @@ def tidy(axes: Any, title: str = "") -> None:
         axes.spines[side].set_visible(False)
 
 
+def legend_label(name: str) -> str:
+    """A name as a legend shows it: matplotlib leaves out what starts with an underscore.
+
+    >>> legend_label("_run"), legend_label("run")
+    ('./_run', 'run')
+    """
+    return f"./{name}" if name.startswith("_") else name
+
+
 def save(figure: Any, path: Folder) -> pathlib.Path:
     """Writes a figure, in the format that the suffix of `path` names.
 
     Raises:
       RunError: there is no such folder or format, or the disk does not take it.
     """
+    for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
+        text.set_parse_math(False)  # names of files and columns are no formulas, dollars or not
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:

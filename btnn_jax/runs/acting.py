@@ -21,7 +21,7 @@ from btnn_jax.protocol import AgentInput, Policy, PolicyOutput
 from btnn_jax.runs.agent import make_agent
 from btnn_jax.runs.checkpoint import Checkpoints
 from btnn_jax.runs.folder import CHECKPOINTS, Folder, RunError
-from btnn_jax.runs.keys import key_of
+from btnn_jax.runs.keys import check_seeds, key_of
 from btnn_jax.runs.run import read_run
 from btnn_jax.training.acting import apply_step, choose_action
 
@@ -50,6 +50,7 @@ def load_agent(
     Raises:
       RunError: the folder is not a run's, has no checkpoint that can be read, or no agent of that seed.
     """
+    check_seeds(sample_seed)
     run = read_run(folder, env)
     seeds = range(run.seed, run.seed + run.seeds)
     if seed is not None and seed not in seeds:

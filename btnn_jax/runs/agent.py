@@ -24,6 +24,7 @@ from btnn_jax.envs.trading.market import GENERATORS
 from btnn_jax.protocol import Policy
 from btnn_jax.runs.folder import Folder, RunError, default_folder
 from btnn_jax.runs.interrupt import say_on_interrupt
+from btnn_jax.runs.keys import check_seeds
 from btnn_jax.runs.loop import LoopOptions, Program, run_loop
 from btnn_jax.runs.metrics import EPISODES
 from btnn_jax.runs.processes import first_only
@@ -103,8 +104,7 @@ def train(
     if "data" in params:
         params["data"] = lasting_source(params["data"], (*GENERATORS, *PACKAGED_SERIES))
     check_written(params)
-    if seed + seeds > 2**32:
-        raise RunError(f"seeds must be below {2**32}, got {seed} to {seed + seeds - 1}")
+    check_seeds(seed, seeds)
     run = Run(env, config, seed, params, seeds, pretrained is not None, given is not None, given)
     agent = make_agent(run, pretrained, devices=devices)  # before the folder: what cannot be run leaves none
     path = pathlib.Path(
@@ -189,7 +189,7 @@ def make_agent(run: Run, pretrained: PyTree | None = None, *, devices: int = 1) 
         advance = jax.jit(advance, inline=True)
         state = jax.eval_shape(start, np.uint32(0))
         _, metrics = jax.eval_shape(advance, state)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise RunError(f"no agent fits {run.env} with this configuration: {first_line(error)}") from error
     if replicated is not None:
         state = with_shardings(state, mapped.shardings, lead=int(run.seeds > 1))
@@ -202,9 +202,11 @@ def first_devices(count: int) -> list[jax.Device]:
     """The first `count` devices of each process.
 
     Raises:
-      RunError: there are fewer.
+      RunError: there are fewer, or none was asked for.
     """
     here = len(jax.local_devices())
+    if count < 1:
+        raise RunError(f"devices must be at least 1, got {count}")
     if count > here:
         raise RunError(f"{count} devices were asked for, but there are {here} of {jax.default_backend()}")
     every = range(jax.process_count())

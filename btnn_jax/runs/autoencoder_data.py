@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -104,7 +105,7 @@ def unused_fields(source: str) -> tuple[str, ...]:
 def _is_series(source: str) -> bool:
     path = pathlib.Path(source)
     suffixes = (".csv", ".gz", ".txt", ".tsv", ".parquet", ".pq")
-    is_file = path.is_file() or path.suffix.lower() in suffixes or len(path.parts) > 1
+    is_file = os.path.isfile(path) or path.suffix.lower() in suffixes or len(path.parts) > 1
     return source in PACKAGED_SERIES or is_file
 
 

@@ -16,7 +16,7 @@ from btnn_jax.envs.trading.performance import Performance
 from btnn_jax.runs.agent import make_agent
 from btnn_jax.runs.checkpoint import Checkpoints
 from btnn_jax.runs.folder import BACKTEST, CHECKPOINTS, Folder, RunError, write_json
-from btnn_jax.runs.keys import key_of
+from btnn_jax.runs.keys import check_seeds, key_of
 from btnn_jax.runs.run import read_run
 from btnn_jax.training.backtest import DRAWS, NAMES, Account, trade_all, with_commission
 
@@ -72,6 +72,7 @@ def backtest_run(
       RunError: the folder is not that of a trading run, its agents have learned on all of the time, so that no part is
         one they have not seen, or it has no checkpoint that can be read.
     """
+    check_seeds(seed)
     run = read_run(folder)
     if not run.backtested:
         raise RunError(f"{folder} is a run of {run.env}, not of trading")

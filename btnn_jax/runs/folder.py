@@ -9,8 +9,8 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 
@@ -30,6 +30,7 @@ __all__ = [
     "default_folder",
     "locked",
     "read_json",
+    "read_rows",
     "read_settings",
     "version",
     "write_json",
@@ -45,6 +46,7 @@ CHECKPOINTS = "checkpoints"
 LOCK = "lock"
 
 Folder = str | os.PathLike[str]
+Row = TypeVar("Row", bound=tuple[Any, ...])
 
 
 class RunError(ValueError):
@@ -100,7 +102,7 @@ def read_settings(folder: Folder) -> dict[str, Any]:
       RunError: there is no such folder, or it is not a run's.
     """
     path = pathlib.Path(folder)
-    if not path.is_dir():
+    if not os.path.isdir(path):  # pathlib's own raises an error for a name that is too long
         raise RunError(f"no run folder {path}")
     if not (path / CONFIG).is_file():
         raise RunError(f"{path} is not a run's folder: it has no {CONFIG}")
@@ -148,9 +150,26 @@ def read_json(path: pathlib.Path) -> Any:
       ValueError: it is not JSON, or nested too deeply for Python.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text("utf-8"))
     except RecursionError:
         raise ValueError(f"{path.name} is nested too deeply") from None
+
+
+def read_rows(path: pathlib.Path, key: str, row: Callable[..., Row]) -> dict[str, Row]:
+    """Reads named tuples of numbers, `{key: {name: fields}}`, from a JSON file; empty where there is no file.
+
+    Raises:
+      RunError: the file cannot be read or holds something else.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        rows = {name: row(**fields) for name, fields in read_json(path)[key].items()}
+        if not all(isinstance(x, int | float | None) for fields in rows.values() for x in fields):
+            raise ValueError("it holds values that are no numbers")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RunError(f"{path} does not hold {key}: {first_line(error)}") from error
+    return rows
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
@@ -161,7 +180,7 @@ def write_json(path: pathlib.Path, content: Any) -> None:
 def write_text(path: pathlib.Path, content: str) -> None:
     """Writes a file whole or not at all."""
     new = path.with_name(path.name + ".new")
-    new.write_text(content)
+    new.write_text(content, "utf-8")
     new.replace(path)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import pathlib
+import sys
 import time
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -96,9 +97,9 @@ class MetricsWriter:
         if path.exists():
             kept = [record for record in _records(path) if record["steps"] <= resume_from]
             write_text(path, "".join(_line(record) for record in kept))
-            self.seconds = kept[-1]["seconds"] if kept else 0.0
+            self.seconds = kept[-1].get("seconds") or 0.0 if kept else 0.0
         self._events = _Events(path.with_name(EVENTS), resume_from)
-        self._file = path.open("a")
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, steps: int, seconds: float, metrics: dict[str, float]) -> None:
         """Appends one record.
@@ -195,14 +196,23 @@ def _readable(value: float | None) -> float | None:
 
 def _records(path: pathlib.Path) -> list[dict[str, Any]]:
     # What follows the last line's end is a record that a killed run was about to write.
-    lines = path.read_text().split("\n")[:-1]
+    lines = path.read_text("utf-8", errors="replace").split("\n")[:-1]
     records = []
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
             record = None
-        if not isinstance(record, dict) or "steps" not in record:
+        if not _is_record(record):
             raise RunError(f"{path}, line {number} is not a record of metrics: {line[:60]!r}")
         records.append(record)
     return records
+
+
+def _is_record(record: Any) -> bool:
+    """Whether a line holds metrics: numbers, or null for those that were not finite, and how many steps there were."""
+    if not isinstance(record, dict) or record.get("steps") is None:
+        return False
+    return all(
+        x is None or (isinstance(x, int | float) and abs(x) <= sys.float_info.max) for x in record.values()
+    )

@@ -13,7 +13,7 @@ import numpy as np
 from btnn_jax._errors import import_extra
 from btnn_jax.runs.autoencoder import TrainedAutoencoder, load_autoencoder
 from btnn_jax.runs.autoencoder_data import Examples
-from btnn_jax.runs.folder import EVALUATION, Folder, read_json, write_json
+from btnn_jax.runs.folder import EVALUATION, Folder, read_rows, write_json
 
 __all__ = ["ReconstructionErrors", "compare", "compare_run", "errors_table", "pca_errors", "read_errors"]
 
@@ -78,11 +78,12 @@ def pca_errors(examples: Examples, latent: int) -> dict[str, ReconstructionError
 
 
 def read_errors(folder: Folder) -> dict[str, ReconstructionErrors]:
-    """The errors that `compare_run` wrote; empty where it has not been called."""
-    path = pathlib.Path(folder) / EVALUATION
-    if not path.is_file():
-        return {}
-    return {name: ReconstructionErrors(**fields) for name, fields in read_json(path)["errors"].items()}
+    """The errors that `compare_run` wrote; empty where it has not been called.
+
+    Raises:
+      RunError: the file is damaged.
+    """
+    return read_rows(pathlib.Path(folder) / EVALUATION, "errors", ReconstructionErrors)
 
 
 def errors_table(errors: Mapping[str, ReconstructionErrors]) -> str:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+from btnn_jax._errors import short_repr
 from btnn_jax.envs import Environment, registration
 from btnn_jax.runs.folder import CONFIG, Folder, RunError, create_folder, read_settings
+from btnn_jax.runs.keys import check_seeds
 from btnn_jax.training.config import AutoencoderConfig, UnrealConfig
 
 __all__ = ["AutoencoderRun", "Run", "create_run", "is_autoencoder_run", "read_autoencoder_run", "read_run"]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -31,11 +36,7 @@ class Run:
     def title(self) -> str:
         """The environment with its parameters, and the algorithm, in the field's words."""
         name = self.config.algorithm.upper()
-        # Of a file the name is enough.
-        values = {
-            key: pathlib.Path(x).name if isinstance(x, str) else x for key, x in self.env_params.items()
-        }
-        params = ", ".join(f"{key}={value}" for key, value in values.items())
+        params = ", ".join(f"{key}={_without_folders(value)}" for key, value in self.env_params.items())
         env = f"{self.env} ({params})" if params else self.env
         return f"{env}, {f'UNREAL ({name})' if self.config.replays else name}"
 
@@ -70,9 +71,10 @@ def read_run(folder: Folder, env: Environment | None = None) -> Run:
         raise RunError(f"{folder} is a run of train-ae; this needs a run of train")
     try:
         environment = settings["environment"]
+        check_seeds(settings["seed"], settings["seeds"])
         return Run(
-            env=environment["name"],
-            env_params=_renamed(environment["name"], environment["params"]),
+            env=_typed(str, environment, "name"),
+            env_params=_renamed(environment["name"], _typed(dict, environment, "params")),
             config=UnrealConfig.from_dict(settings["config"]),
             seed=settings["seed"],
             seeds=settings["seeds"],
@@ -115,9 +117,10 @@ def read_autoencoder_run(folder: Folder) -> AutoencoderRun:
     if "environment" in settings:
         raise RunError(f"{folder} is a run of train; this needs a run of train-ae")
     try:
+        check_seeds(settings["seed"])
         return AutoencoderRun(
-            data=settings["data"]["source"],
-            env_params=_renamed(settings["data"]["source"], settings["data"]["params"]),
+            data=_typed(str, settings["data"], "source"),
+            env_params=_renamed(settings["data"]["source"], _typed(dict, settings["data"], "params")),
             config=AutoencoderConfig.from_dict(settings["config"]),
             seed=settings["seed"],
         )
@@ -131,3 +134,19 @@ def _renamed(env: str, params: Mapping[str, Any]) -> dict[str, Any]:
     known = registration(env)
     former = {} if known is None else known.former_params
     return {former.get(name, name): value for name, value in params.items()}
+
+
+def _without_folders(value: Any) -> Any:
+    """A parameter with the names alone of the files in it, which have absolute paths in a run."""
+    if isinstance(value, list | tuple):
+        return [_without_folders(part) for part in value]
+    if isinstance(value, Mapping):
+        return {key: _without_folders(part) for key, part in value.items()}
+    return os.path.basename(value) if isinstance(value, str) and os.path.isabs(value) else value
+
+
+def _typed(kind: type[_T], settings: Mapping[str, Any], name: str) -> _T:
+    value = settings[name]
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be of type {kind.__name__}, got {short_repr(value)}")
+    return value

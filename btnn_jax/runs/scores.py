@@ -14,8 +14,8 @@ from btnn_jax._types import PyTree
 from btnn_jax.envs.base import Environment
 from btnn_jax.runs.agent import BoundRun, make_agent
 from btnn_jax.runs.checkpoint import Checkpoints
-from btnn_jax.runs.folder import CHECKPOINTS, EVALUATION, Folder, read_json, write_json
-from btnn_jax.runs.keys import key_of
+from btnn_jax.runs.folder import CHECKPOINTS, EVALUATION, Folder, RunError, read_rows, write_json
+from btnn_jax.runs.keys import check_seeds, key_of
 from btnn_jax.runs.run import read_run
 from btnn_jax.training.evaluate import Episodes, make_evaluate, make_evaluate_random
 
@@ -59,8 +59,12 @@ def score_run(
       error over them, and the most likely actions of each are there too (`greedy, seed 0`, ...).
 
     Raises:
-      RunError: the folder is not a run's, or has no checkpoint that can be read.
+      RunError: the folder is not a run's, or has no checkpoint that can be read; a number is out of its range.
     """
+    check_seeds(seed)
+    for name, value in (("episodes", episodes), ("max_steps", max_steps)):
+        if not 1 <= value < 2**31:
+            raise RunError(f"{name} must be between 1 and {2**31 - 1}, got {value}")
     run = read_run(folder, env)
     agent = make_agent(run)
     with Checkpoints(pathlib.Path(folder) / CHECKPOINTS, create=False) as checkpoints:
@@ -131,11 +135,12 @@ def summarise(played: Episodes) -> Score:
 
 
 def read_scores(folder: Folder) -> dict[str, Score]:
-    """The scores that `score_run` wrote; empty where it has not been called."""
-    path = pathlib.Path(folder) / EVALUATION
-    if not path.is_file():
-        return {}
-    return {name: Score(**fields) for name, fields in read_json(path)["scores"].items()}
+    """The scores that `score_run` wrote; empty where it has not been called.
+
+    Raises:
+      RunError: the file is damaged.
+    """
+    return read_rows(pathlib.Path(folder) / EVALUATION, "scores", Score)
 
 
 def scores_table(scores: dict[str, Score]) -> str:

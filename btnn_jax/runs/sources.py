@@ -28,12 +28,14 @@ def make_env(name: str, params: Mapping[str, Any]) -> Environment:
     """
     try:
         env = envs.make(name, **params)
-        _ = env.observation  # gymnax computes with its parameters only here
+        _ = env.observation  # gymnax computes with its parameters only here, and in a step
+        if params and isinstance(env, envs.gymnax.GymnaxEnvironment):
+            envs.check_environment(env)
     except ValueError as error:
         raise RunError(first_line(error)) from error
     except OSError as error:  # some of gymnax's load their data, from the network at first
         raise RunError(f"{name} cannot be made: {first_line(error)}") from error
-    except TypeError as error:  # a value of another type than the environment computes with
+    except (TypeError, ArithmeticError) as error:  # a value's type or size is not one to compute with
         raise RunError(
             f"{name} makes no sense of its parameters {short_repr(dict(params))}: {first_line(error)}"
         ) from error
@@ -87,7 +89,7 @@ def lasting_source(source: Any, names: Collection[str]) -> Any:
         return [lasting_source(part, names) for part in source]
     if isinstance(source, Mapping):
         return {asset: lasting_source(part, names) for asset, part in source.items()}
-    if isinstance(source, str | os.PathLike) and source not in names and pathlib.Path(source).is_file():
+    if isinstance(source, str | os.PathLike) and source not in names and os.path.isfile(source):
         return str(pathlib.Path(source).resolve())
     return source
 

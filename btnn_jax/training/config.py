@@ -54,7 +54,7 @@ class UnrealConfig(Config):
         32, "steps of each environment per update; also the length of replayed sequences", at_least=1
     )
     total_steps: int = option(
-        400_000, "environment steps of the whole run; the schedules end there", at_least=1
+        400_000, "environment steps of the whole run; the schedules end there", at_least=1, most=2**63 - 1
     )
     discount: float = option(0.99, "discount of rewards per step", at_least=0, at_most=1)
     gae_lambda: float = option(0.95, "lambda of generalized advantage estimation", at_least=0, at_most=1)

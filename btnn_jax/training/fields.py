@@ -39,6 +39,7 @@ def option(
     at_most: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    most: int = 2**31 - 1,
     **former: Any,
 ) -> Any:
     """A field of a `Config`.
@@ -52,11 +53,12 @@ def option(
       at_most: the largest value.
       above: a bound that every value exceeds.
       below: a bound that no value reaches.
+      most: the largest whole number anywhere in it; sizes of arrays and counters are of 32 bits.
       **former: `former=VALUE`, what an earlier version did, in whose saved configurations the field is missing; the
         default where it is not given.
     """
     bounds = {"at_least": at_least, "at_most": at_most, "above": above, "below": below}
-    metadata = {"text": text, "topic": topic, "choices": choices, "bounds": bounds, **former}
+    metadata = {"text": text, "topic": topic, "choices": choices, "bounds": bounds, "most": most, **former}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -76,6 +78,11 @@ class Config:
                 optional = "None or " if _is_optional(annotation) else ""
                 self._check(field.name, value in choices, f"{optional}one of {', '.join(choices)}")
             self._check(field.name, all(_within(x, **bounds) for x in _numbers(value)), _range(bounds, value))
+            most, whole = (
+                field.metadata["most"],
+                [x for x in _numbers(value) if isinstance(x, numbers.Integral)],
+            )
+            self._check(field.name, all(x <= most for x in whole), f"at most {most}")
 
     def _check(self, name: str, holds: bool, expected: str) -> None:
         if not holds:

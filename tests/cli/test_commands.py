@@ -1,5 +1,7 @@
 """The command line: every mistake is one line, and runs from start to plot."""
 
+import functools
+import io
 import json
 import pathlib
 import re
@@ -129,6 +131,13 @@ def test_python_m_is_the_same_program():
         ("evaluate missing", "no run folder missing"),
         ("evaluate . --episodes 0", "must be at least 1, got 0"),
         ("evaluate . --commission 1e-4,-1", "argument --commission: must be at least 0, got 1e-4,-1"),
+        ("evaluate . --commission 0,nan", "argument --commission: expected a number, got 'nan'"),
+        ("evaluate . --commission 0,inf", "argument --commission: must be at most 1, got 0,inf"),
+        ("evaluate . --max-steps 1e300", "argument --max-steps: must be below 2147483648, got 1e+300"),
+        ("evaluate . --episodes 2147483648", "argument --episodes: must be below 2147483648, got 2.15e+09"),
+        ("train probe-memory --hidden 1e10", "--hidden must be at most 2147483647, got (10000000000,)"),
+        ("train-ae --data eurusd --steps 1e18", "--steps must be at most 2147483647, got 1000"),
+        ("train-ae --data eurusd --stride 1e18", "--stride must be at most 2147483647, got 1000"),
         ("evaluate .", "has no config.json"),
         ("plot missing", "no run folder missing"),
         ("plot .", "has no config.json"),
@@ -403,3 +412,31 @@ def test_training_reads_prices_with_the_options_given(tmp_path, monkeypatch):
             ]
         )
     assert seen["env_params"]["data_params"] == {"day_first": True}
+
+
+@pytest.mark.parametrize(
+    "words", ["evaluate", "plot", "train --resume", "train --encoder", "train-ae --data"]
+)
+def test_a_name_that_is_too_long_is_one_line(capsys, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    assert "a" * 100 in fails(capsys, *words.split(), "a" * 5000)
+
+
+def test_a_device_without_room_is_one_line(capsys, monkeypatch):
+    def exhaust(message, given):
+        raise RuntimeError(message)
+
+    full = functools.partial(exhaust, "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore")
+    monkeypatch.setitem(commands._COMMANDS, "plot", full)
+    assert "not enough memory; make sizes smaller: RESOURCE_EXHAUSTED: Out" in fails(capsys, "plot", "run")
+    monkeypatch.setitem(commands._COMMANDS, "plot", functools.partial(exhaust, "INTERNAL: a fault"))
+    with pytest.raises(RuntimeError, match="INTERNAL"):
+        cli.main(["plot", "run"])
+
+
+def test_what_a_terminal_cannot_show_is_escaped(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setitem(commands._COMMANDS, "plot", lambda given: print("größe\udcff", flush=True) or 0)
+    assert cli.main(["plot", "run"]) == 0
+    assert out.buffer.getvalue() == rb"gr\xf6\xdfe\udcff" + b"\n"

@@ -148,6 +148,10 @@ def test_a_run_without_a_finished_episode_is_drawn(tmp_path):
 def test_a_last_record_of_few_updates_makes_no_cliff():
     shown = plots.draw([curves([100, 200, 300, 400, 410], [1, 2, 3, 4, 0.1])]).axes[0].lines[0]
     np.testing.assert_array_equal(shown.get_ydata(), [1, 2, 3, 4])
+    resumed = plots.draw([curves([100, 200, 300, 310, 410, 510], [1, 2, 3, 0.1, 4, 5])]).axes[0].lines[0]
+    np.testing.assert_array_equal(resumed.get_ydata(), [1, 2, 3, 4, 5])
+    slower = plots.draw([curves([100, 200, 300, 320, 340, 360], [1, 2, 3, 4, 5, 6])]).axes[0].lines[0]
+    np.testing.assert_array_equal(slower.get_ydata(), [1, 2, 3, 4, 5, 6])
     whole = plots.draw([curves([100, 200, 300, 400, 480], [1, 2, 3, 4, 5])]).axes[0].lines[0]
     np.testing.assert_array_equal(whole.get_ydata(), [1, 2, 3, 4, 5])
 
@@ -173,3 +177,10 @@ def test_each_seed_is_drawn_with_the_interval_of_their_mean():
     assert heights.min() >= 2
     assert heights.max() <= 5
     assert "mean of 3 seeds" in axes.get_legend().texts[0].get_text()
+
+
+def test_names_of_runs_are_no_formulas_and_stay_in_the_legend(make_run, tmp_path):
+    folders = [make_run("_one"), make_run(r"a$b\nonsense$")]
+    plots.plot_runs(folders, tmp_path / "both.png")
+    figure = plots.draw([plots.read_curves(folder) for folder in folders])
+    assert [text.get_text() for text in figure.axes[0].get_legend().texts] == ["./_one", r"a$b\nonsense$"]

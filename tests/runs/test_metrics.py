@@ -115,6 +115,22 @@ def test_damage_is_a_clear_error(tmp_path):
         read_metrics(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"", b"\xff\xfe", b"[1]", b"[" * 100_000, b"{}", b'{"steps": null}', b'{"steps": "x"}'),
+        *(b'{"steps": 1e999}', b'{"steps": 1, "seconds": "x"}', b'{"steps": 1, "entropy": [1]}'),
+        b'{"steps": ' + b"9" * 500 + b"}",
+    ],
+)  # fmt: skip
+def test_a_line_of_something_else_is_named(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"steps": 1, "seconds": 1.0}\n' + line + b"\n")
+    with pytest.raises(RunError, match="line 2 is not a record"):
+        read_metrics(tmp_path)
+    with pytest.raises(RunError, match="line 2 is not a record"):
+        MetricsWriter(tmp_path, resume_from=1)
+
+
 def test_a_seed_is_unknown_until_an_episode_of_its_own_has_finished():
     values = [(jnp.nan, 1.0), (2.0, 3.0), (4.0, 8.0)]
     names = ("episode_return_seed0", "episode_return_seed1")

@@ -8,6 +8,7 @@ import pytest
 
 PROGRAM = """
 import sys
+from btnn_jax import envs
 from btnn_jax.runs.agent import resume, train
 from btnn_jax.runs.autoencoder import train_autoencoder
 from btnn_jax.runs.backtests import backtest_run
@@ -18,6 +19,8 @@ from btnn_jax.training.config import AutoencoderConfig, UnrealConfig
 import jax
 
 assert jax.numpy.zeros(1).dtype == "float64"
+assert envs.make("CartPole-v1").observation.dtype == "float32"
+assert jax.eval_shape(envs.make("probe-memory").reset, jax.random.key(0))[0]["cue"].dtype == "int32"
 folder, what = sys.argv[1:]
 config = UnrealConfig(
     num_envs=2, rollout_length=4, total_steps=24, epochs=1, minibatches=1, hidden=(4,), lstm=(4,), num_filters=(2,),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from btnn_jax._errors import check_known
+from btnn_jax._errors import check_known, short_repr
 from btnn_jax.data.features import PERIODS, features
 from btnn_jax.data.windows import split
 from btnn_jax.envs.trading.account import BrokerRules
@@ -24,6 +24,9 @@ __all__ = ["PARTS", "REWARDS", "SAMPLINGS", "make_held_out", "make_trading"]
 PARTS = ("train", "validation", "test")
 SAMPLINGS = ("random", "sequential", "sliding")
 REWARDS = ("log", "shaped")
+
+_OPTIONAL = ("episode_length", "embargo", "unit_size", "profit_target")  # which may be None
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def make_trading(
@@ -242,20 +245,34 @@ def _check_weights(weights: Sequence[float], unit_size: float | None, max_units:
 def _check_whole(least: int, **arguments: int | None) -> None:
     for name, value in arguments.items():
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if value is not None and not (whole and value >= least):
+        if not (_is_left_out(name, value) or (whole and value >= least)):
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        if value is not None and value >= 2**31:
+            raise ValueError(f"{name} must be below {2**31}, got {value:.3g}")
 
 
 def _check_least(least: float, **arguments: float | None) -> None:
     for name, value in arguments.items():
-        if value is not None and not (_is_number(value) and least <= value < math.inf):
+        if not (_is_left_out(name, value) or (_is_number(value) and least <= value < math.inf)):
             raise ValueError(f"{name} must be at least {least}, got {value!r}")
+    _check_size(**arguments)
 
 
 def _check_above(least: float, **arguments: float | None) -> None:
     for name, value in arguments.items():
-        if value is not None and not (_is_number(value) and least < value < math.inf):
+        if not (_is_left_out(name, value) or (_is_number(value) and least < value < math.inf)):
             raise ValueError(f"{name} must be above {least}, got {value!r}")
+    _check_size(**arguments)
+
+
+def _check_size(**arguments: float | None) -> None:
+    for name, value in arguments.items():
+        if value is not None and value > _LARGEST:
+            raise ValueError(f"{name} must be below {_LARGEST:.2g}, got {short_repr(value, 20)}")
+
+
+def _is_left_out(name: str, value: Any) -> bool:
+    return value is None and name in _OPTIONAL
 
 
 def _is_number(value: Any) -> bool:

@@ -108,7 +108,7 @@ def _read(data: Any, params: Mapping[str, Any], columns: Sequence[str] | None) -
     check_known("data_params", params, {*OPTIONS} - {"columns"})
     if isinstance(data, str | os.PathLike):
         path = pathlib.Path(data)
-        if not path.is_file() and path.suffix.lower() not in _SUFFIXES and len(path.parts) == 1:
+        if not os.path.isfile(path) and path.suffix.lower() not in _SUFFIXES and len(path.parts) == 1:
             check_known("data", [str(data)], (*GENERATORS, *PACKAGED_SERIES))
     source = data if isinstance(data, str | os.PathLike) else "data"
     try:
