@@ -242,7 +242,7 @@ def _check_weights(weights: Sequence[float], unit_size: float | None, max_units:
         )
 
 
-def _check_whole(least: int, **arguments: int | None) -> None:
+def _check_whole(least: int, **arguments: Any) -> None:
     for name, value in arguments.items():
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
         if not (_is_left_out(name, value) or (whole and value >= least)):
@@ -251,21 +251,21 @@ def _check_whole(least: int, **arguments: int | None) -> None:
             raise ValueError(f"{name} must be below {2**31}, got {value:.3g}")
 
 
-def _check_least(least: float, **arguments: float | None) -> None:
+def _check_least(least: float, **arguments: Any) -> None:
     for name, value in arguments.items():
         if not (_is_left_out(name, value) or (_is_number(value) and least <= value < math.inf)):
             raise ValueError(f"{name} must be at least {least}, got {value!r}")
     _check_size(**arguments)
 
 
-def _check_above(least: float, **arguments: float | None) -> None:
+def _check_above(least: float, **arguments: Any) -> None:
     for name, value in arguments.items():
         if not (_is_left_out(name, value) or (_is_number(value) and least < value < math.inf)):
             raise ValueError(f"{name} must be above {least}, got {value!r}")
     _check_size(**arguments)
 
 
-def _check_size(**arguments: float | None) -> None:
+def _check_size(**arguments: Any) -> None:
     for name, value in arguments.items():
         if value is not None and value > _LARGEST:
             raise ValueError(f"{name} must be below {_LARGEST:.2g}, got {short_repr(value, 20)}")
