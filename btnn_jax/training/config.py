@@ -79,6 +79,14 @@ class UnrealConfig(Config):
     entropy_beta_final: float | None = option(
         None, "value that entropy_beta reaches linearly at the end; none keeps it constant", at_least=0
     )
+    entropy_floor: float = option(
+        0.0,
+        "nats below which the weight of the entropy rises, linearly by up to 1; 0 never raises it",
+        at_least=0,
+    )
+    diagnostics: bool = option(
+        False, "measure in each update how the losses share the trunk, and the rank of the features"
+    )
 
     learning_rate: float = option(3e-3, "Adam's step size", topic="optimizer", above=0)
     learning_rate_schedule: str = option("linear", "linear and cosine go down to 0", choices=SCHEDULES)

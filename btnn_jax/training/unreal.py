@@ -20,9 +20,18 @@ from btnn_jax.policies import init_params
 from btnn_jax.protocol import Policy, check_policy
 from btnn_jax.replay import Replay, ReplayState, make_replay
 from btnn_jax.training.config import UnrealConfig
+from btnn_jax.training.diagnostics import dormant_share, effective_rank, noise_by_layer, trunk_gradients
 from btnn_jax.training.gradients import Learner, make_gradient_step, mean_over_steps
 from btnn_jax.training.modules import make_unreal_policy
-from btnn_jax.training.objective import Hyperparameters, OnPolicy, make_objective, select_envs, to_replay
+from btnn_jax.training.objective import (
+    Hyperparameters,
+    OnPolicy,
+    Terms,
+    make_objective,
+    make_terms,
+    select_envs,
+    to_replay,
+)
 from btnn_jax.training.rollout import Actors, Rollout, make_rollout
 
 __all__ = [
@@ -72,6 +81,7 @@ class _Parts(NamedTuple):
     rollout: Callable[..., tuple[Actors, Rollout, jax.Array]]
     replay: Replay | None
     optimizer: optax.GradientTransformation
+    terms: Callable[..., tuple[Terms, Metrics]]
     gradient_step: Callable[..., tuple[Learner, tuple[Metrics, jax.Array]]]
     axis_name: losses.AxisName | None
 
@@ -108,8 +118,10 @@ def make_unreal(
       A `TrainStep`: `init(key, hyper=hyperparameters(config)) -> TrainState`, `step(state) -> (state, metrics)`,
       `act(state)` and the `policy`. The metrics are float32 scalars: `policy_loss value_loss entropy
       explained_variance gradient_norm episode_return episode_length skipped learning_rate`, and, where they apply,
-      `approx_kl clip_fraction noise_sigma return_scale pixel_control_loss value_replay_loss reward_prediction_loss
-      autoencoder_loss`. Losses are means over the gradient steps that were made, 0 if all were skipped.
+      `approx_kl clip_fraction noise_sigma return_scale entropy_weight pixel_control_loss value_replay_loss
+      reward_prediction_loss autoencoder_loss`. Losses are means over the gradient steps that were made, 0 if all were
+      skipped. With `config.diagnostics` also those of `btnn_jax.training.diagnostics` and `clipped`, the share of
+      gradient steps whose gradient was longer than `max_grad_norm`.
 
     Raises:
       ValueError: `env` or `policy` breaks its protocol, the observations do not fit `config`, or the axis has another
@@ -131,10 +143,10 @@ def make_unreal(
     if config.replays:
         replay = make_replay(config.replay_length, config.rollout_length, burn_in=config.replay_burn_in)
     optimizer = make_optimizer(config)
-    gradient_step = make_gradient_step(
-        make_objective(config, policy, replay, axis_name), optimizer, axis_name=axis_name
-    )
-    parts = _Parts(config, env, policy, reset, rollout, replay, optimizer, gradient_step, axis_name)
+    terms = make_terms(config, policy, replay, axis_name)
+    objective = make_objective(config, policy, replay, axis_name)
+    gradient_step = make_gradient_step(objective, optimizer, axis_name=axis_name)
+    parts = _Parts(config, env, policy, reset, rollout, replay, optimizer, terms, gradient_step, axis_name)
 
     def init(key: jax.Array, hyper: Hyperparameters | None = None) -> TrainState:
         return _init(parts, pretrained, key, hyper)
@@ -211,15 +223,20 @@ def _step(parts: _Parts, state: TrainState) -> tuple[TrainState, Metrics]:
         logits = _recompute_logits(parts, params, batch, noise_key)
         batch = batch._replace(rollout=record._replace(logits=logits))
     hyper = _at_update(config, state.hyper, state.update)
+    extra: Metrics = {}
+    if config.diagnostics:
+        extra = _diagnose(parts, params, batch, stored, noise_key, replay_key, hyper)
     (params, opt_state), (learned, skipped) = _learn(
         parts, (params, state.opt_state), batch, stored, hyper, noise_key, shuffle_key, replay_key
     )
     total_skipped = state.skipped + jnp.sum(skipped, dtype=jnp.int32)
-    metrics = mean_over_steps(learned, skipped) | _episode_metrics(actors, axis_name)
+    metrics = mean_over_steps(learned, skipped) | _episode_metrics(actors, axis_name) | extra
     explained = losses.explained_variance(returns, record.value, axis_name=axis_name)
     metrics["explained_variance"] = explained if axis_name is None else jax.lax.pmean(explained, axis_name)
     metrics["skipped"] = total_skipped.astype(jnp.float32)
     metrics["learning_rate"] = jnp.asarray(hyper.learning_rate)
+    if config.diagnostics:
+        metrics["clipped"] = jnp.mean(learned["gradient_norm"] > config.max_grad_norm, dtype=jnp.float32)
     if record.discounted is not None:
         metrics["return_scale"] = return_scale(params)
     if sigmas := _noise_sigmas(params):
@@ -235,6 +252,34 @@ def _step(parts: _Parts, state: TrainState) -> tuple[TrainState, Metrics]:
         update=state.update + 1,
         skipped=total_skipped,
     ), metrics
+
+
+def _diagnose(
+    parts: _Parts,
+    params: PyTree,
+    batch: OnPolicy,
+    stored: ReplayState | None,
+    noise_key: jax.Array,
+    replay_key: jax.Array,
+    hyper: Hyperparameters,
+) -> Metrics:
+    """How the terms of the loss share the trunk, before the first gradient step of an update."""
+
+    def terms(params: PyTree) -> Terms:
+        keys = jax.random.clone(noise_key), jax.random.clone(replay_key)
+        return parts.terms(params, batch, stored, *keys, hyper)[0]
+
+    output, _ = parts.policy.apply(
+        {"params": params}, batch.rollout.inputs, batch.core, rngs={"noise": jax.random.clone(noise_key)}
+    )
+    metrics = {
+        "effective_rank": effective_rank(output.features),
+        "dormant_features": dormant_share(output.features),
+    }
+    if parts.axis_name is not None:
+        metrics = jax.lax.pmean(metrics, parts.axis_name)
+    shares = trunk_gradients(terms, params, axis_name=parts.axis_name)
+    return shares | metrics | noise_by_layer(params)
 
 
 def _learn(

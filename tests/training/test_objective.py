@@ -11,9 +11,16 @@ from btnn_jax.policies import init_params
 from btnn_jax.replay import make_replay
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.modules import make_unreal_policy
-from btnn_jax.training.objective import OnPolicy, make_objective, select_envs, to_replay
+from btnn_jax.training.objective import (
+    FLOOR_WEIGHT,
+    OnPolicy,
+    make_objective,
+    make_terms,
+    select_envs,
+    to_replay,
+)
 from btnn_jax.training.rollout import make_rollout
-from btnn_jax.training.unreal import hyperparameters, minibatch_rows
+from btnn_jax.training.unreal import hyperparameters, make_unreal, minibatch_rows
 
 CONFIG = UnrealConfig(
     num_envs=8, rollout_length=8, minibatches=4, epochs=3, hidden=(8,), lstm=(8,), replay_length=32, replay_batch=4,
@@ -178,3 +185,42 @@ def test_the_loss_of_the_autoencoder_is_in_nats_and_beta_weighs_the_divergence()
     none, once, thrice = (found("beta_vae", beta)[0] for beta in (0.0, 1.0, 3.0))
     assert once > none
     np.testing.assert_allclose(thrice - none, 3 * (once - none), rtol=1e-3)
+
+
+def test_entropy_weight_rises_linearly_below_the_floor(played):
+    policy, params, batch, _, noise_key = played
+
+    def measure(floor):
+        config = dataclasses.replace(CONFIG, vr_weight=0, entropy_floor=floor)
+        terms = make_terms(config, policy, None)
+        return terms(params, batch, None, noise_key, jax.random.key(4), HYPER)
+
+    terms, metrics = measure(0.0)
+    entropy = float(metrics["entropy"])
+    assert "entropy_weight" not in metrics
+    np.testing.assert_allclose(terms["entropy"], -HYPER.entropy_beta * entropy, rtol=1e-5)
+    for floor, extra in [
+        (entropy / 2, 0.0),
+        (2 * entropy, FLOOR_WEIGHT / 2),
+        (4 * entropy, 0.75 * FLOOR_WEIGHT),
+    ]:
+        terms, metrics = measure(floor)
+        weight = HYPER.entropy_beta + extra
+        np.testing.assert_allclose(metrics["entropy_weight"], weight, rtol=1e-4)
+        np.testing.assert_allclose(terms["entropy"], -weight * entropy, rtol=1e-4)
+
+
+def test_floor_holds_an_entropy_that_would_collapse():
+    env = envs.make("probe-action")
+
+    def entropy_at_the_end(floor):
+        config = dataclasses.replace(
+            CONFIG, vr_weight=0, lstm=(), epochs=1, noisy=False, entropy_beta=0, entropy_floor=floor,
+            learning_rate=0.02, learning_rate_schedule="constant",
+        )  # fmt: skip
+        init, step, *_ = make_unreal(config, env)
+        advance = jax.jit(lambda state: jax.lax.scan(lambda s, _: step(s), state, length=100))
+        return np.mean(advance(jax.jit(init)(jax.random.key(0)))[1]["entropy"][-20:])
+
+    assert entropy_at_the_end(0.0) < 0.05
+    assert 0.12 < entropy_at_the_end(0.4) < 0.4
