@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from btnn_jax.training.config import Config, LayerConfig
+from btnn_jax.training.config import Config, LayerConfig, UnrealConfig
 
 __all__ = [
     "Parser",
@@ -29,6 +29,7 @@ __all__ = [
     "option_of",
     "positive",
     "seed",
+    "variation",
     "with_default",
 ]
 
@@ -203,6 +204,45 @@ def assignment(text: str) -> tuple[str, Any]:
         return name, ast.literal_eval(value.capitalize() if value in ("true", "false") else value)
     except (ValueError, SyntaxError, RecursionError, MemoryError):  # the latter two of deeply nested words
         return name, value
+
+
+def variation(text: str) -> tuple[str, tuple[float, float, bool] | list[Any]]:
+    """An option of `train` and where to search for its value: a range (low, high, whether logarithmic) or choices.
+
+    >>> variation("learning_rate=1e-4:1e-2:log"), variation("hidden=64/128,128"), variation("noisy=yes/no")
+    (('learning_rate', (0.0001, 0.01, True)), ('hidden', [(64,), (128, 128)]), ('noisy', [True, False]))
+    """
+    given, equals, values = text.partition("=")
+    name = given.removeprefix("--").replace("-", "_")
+    name = next((field for field, option in _NAMES.items() if option == f"--{name}"), name)
+    kinds = typing.get_type_hints(UnrealConfig)
+    if name not in kinds:
+        close = difflib.get_close_matches(name, kinds, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise argparse.ArgumentTypeError(f"{given!r} is no option of train{hint}")
+    if not equals or not values:
+        raise argparse.ArgumentTypeError(f"expected {name}=LOW:HIGH, LOW:HIGH:log or A/B/C, got {text!r}")
+    kind = kinds[name]
+    if kind is float and ":" in values:
+        low, high, *log = values.split(":")
+        if log not in ([], ["log"]):
+            raise argparse.ArgumentTypeError(f"expected {name}=LOW:HIGH or LOW:HIGH:log, got {text!r}")
+        return name, (_number(low), _number(high), bool(log))
+    return name, [_choice(kind, value) for value in values.split("/")]
+
+
+def _choice(kind: Any, text: str) -> Any:
+    if kind is bool:
+        if text not in ("yes", "no", "true", "false"):
+            raise argparse.ArgumentTypeError(f"expected yes or no, got {text!r}")
+        return text in ("yes", "true")
+    optional = type(None) in typing.get_args(kind)
+    if optional:
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    parse = _PARSERS[kind][0]
+    if optional or Ellipsis in typing.get_args(kind):
+        parse = _or_none(parse, None if optional else ())
+    return parse(text)
 
 
 def layers(text: str) -> LayerConfig:

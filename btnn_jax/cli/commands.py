@@ -325,6 +325,30 @@ def _print_errors(folder: Any) -> None:
     print(errors_table(compare_run(folder)))
 
 
+def _sweep(given: argparse.Namespace) -> int:
+    from btnn_jax.plots.sweep import plot_sweep
+    from btnn_jax.runs.sweep import Range, sweep, trials_table
+
+    say_on_interrupt(f"the trials that have ended are kept in {given.folder}; the same command goes on")
+    known = {field.name for field in dataclasses.fields(UnrealConfig)}
+    fields = {name: value for name, value in vars(given).items() if name in known}
+    space = {
+        name: Range(*values) if isinstance(values, tuple) else tuple(values) for name, values in given.vary
+    }
+    if both := [options.option_of(name) for name in space if name in fields]:
+        raise UsageError(f"--vary says what {', '.join(both)} is; leave it out")
+    env_params = dict(getattr(given, "env_params", []))
+    if "pc_weight" not in {*fields, *space} and not _has_image(given.env, env_params):
+        print(f"{given.env} shows no image: no pixel control")
+        fields["pc_weight"] = 0.0
+    names = ("folder", "trials", "population", "seeds", "seed", "sampler", "halvings")
+    arguments = {name: getattr(given, name) for name in names}
+    trials = sweep(given.env, _configure(UnrealConfig, fields), space, env_params=env_params, **arguments)
+    print(trials_table(trials))
+    print(plot_sweep(given.folder))
+    return 0
+
+
 def _data(given: argparse.Namespace) -> int:
     from btnn_jax.cli.data import show_prices
 
@@ -373,4 +397,5 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "evaluate": _evaluate,
     "plot": _plot,
     "data": _data,
+    "sweep": _sweep,
 }

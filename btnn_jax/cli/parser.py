@@ -30,6 +30,7 @@ def make_parser() -> options.Parser:
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
     _add_train_ae(commands)
+    _add_sweep(commands)
     _add_data(commands)
 
     evaluate = commands.add_parser(
@@ -149,6 +150,65 @@ def _add_train_ae(commands: Any) -> None:
         help="a file of prices; eurusd, googl or stocks, which come with packages; or an environment",
     )
     options.add_fields(train, AutoencoderConfig)
+
+
+def _add_sweep(commands: Any) -> None:
+    sweep = commands.add_parser(
+        "sweep",
+        help="search for the hyperparameters that bring the highest return",
+        usage="btnn-jax sweep [ENV] --vary NAME=VALUES ... --folder FOLDER [OPTION ...]",
+        description="Train many agents that differ in what --vary names, in one program where that is possible, and "
+        "show which did best. The same command goes on where it was stopped.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32),
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    sweep.add_argument(
+        "env", metavar="ENV", nargs="?", default=DEFAULT_ENV, help=_("environment, as for train", DEFAULT_ENV)
+    )
+    sweep.add_argument(
+        "--vary",
+        metavar="NAME=VALUES",
+        action="append",
+        type=options.variation,
+        required=True,
+        help="an option of train and where to search: LOW:HIGH, LOW:HIGH:log, or choices A/B/C, such as "
+        "learning_rate=1e-4:1e-2:log or core=lstm/gru; may be repeated",
+    )
+    sweep.add_argument("--folder", metavar="FOLDER", required=True, help="where to keep the search")
+    for name, default, text in (
+        ("trials", 32, "trials in all"),
+        ("population", 8, "trials that begin together; those of the same shapes are one program"),
+        ("seeds", 1, "agents of each trial, from --seed on"),
+    ):
+        sweep.add_argument(
+            f"--{name}", type=options.at_least_one, default=default, metavar="N", help=_(text, default)
+        )
+    sweep.add_argument(
+        "--seed", type=options.seed, default=0, metavar="N", help=_("of agents and sampler", 0)
+    )
+    sweep.add_argument(
+        "--sampler",
+        choices=("tpe", "random", "grid"),
+        default="tpe",
+        help=_("tpe learns from the trials before; grid needs choices", "tpe"),
+    )
+    sweep.add_argument(
+        "--halvings",
+        type=options.at_least_zero,
+        default=0,
+        metavar="N",
+        help=_("how often the worse half of a program's trials is given up on the way", 0),
+    )
+    sweep.add_argument(
+        "--env-param",
+        metavar="NAME=VALUE",
+        action="append",
+        type=options.assignment,
+        dest="env_params",
+        help="parameter of the environment; may be repeated",
+    )
+    options.add_fields(sweep, UnrealConfig)
 
 
 def _add_data(commands: Any) -> None:
