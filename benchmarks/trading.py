@@ -47,8 +47,8 @@ def forex(closes: np.ndarray) -> Program:
 def ours(closes: np.ndarray, num_envs: int, length: int) -> Program:
     """`length` steps of each of `num_envs` environments, whose observations are written out as for an agent."""
     changes = np.diff(closes, prepend=closes[:1])
-    env = envs.make(
-        "trading", data=closes, signal=np.stack([closes, changes], axis=1), window=WINDOW, episode_length=None,
+    env = envs.make_trading(
+        data=closes, signal=np.stack([closes, changes], axis=1), window=WINDOW, episode_length=None,
         sampling="sequential",
     )  # fmt: skip
     keys = jax.random.split(jax.random.key(0), num_envs)

@@ -92,3 +92,9 @@ def test_a_loop_of_ones_own_learns_with_memory():
 @pytest.mark.slow
 def test_pixel_control_learns_what_actions_change():
     assert number("then", output(start("pixel_control"))) < 0.1
+
+
+@pytest.mark.slow
+def test_an_environment_of_gymnasium_is_learned():
+    pytest.importorskip("gymnasium")
+    assert number("return", output(start("gymnasium_env")).splitlines()[-1]) > 15

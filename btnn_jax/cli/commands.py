@@ -325,6 +325,31 @@ def _print_errors(folder: Any) -> None:
     print(errors_table(compare_run(folder)))
 
 
+def _envs(given: argparse.Namespace) -> int:
+    from btnn_jax import envs
+    from btnn_jax._errors import check_known
+
+    suites = envs.suites()
+    if given.suite is not None:
+        try:
+            check_known("suite", [given.suite], suites)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        print("\n".join(f"{given.suite}:{name}" for name in suites[given.suite].names()))
+        return 0
+    print(f"{'ours':<12}{len(envs.own_names()):>5}  {', '.join(envs.own_names())}")
+    for name, suite in suites.items():
+        try:
+            count = str(len(suite.names()))
+        except ModuleNotFoundError as error:
+            count = "-"
+            print(f"{name:<12}{count:>5}  {suite.text}; {error}")
+        else:
+            print(f"{name:<12}{count:>5}  {suite.text}")
+    print("module:Class is an environment of your own")
+    return 0
+
+
 def _sweep(given: argparse.Namespace) -> int:
     from btnn_jax.plots.sweep import plot_sweep
     from btnn_jax.runs.sweep import Range, sweep, trials_table
@@ -397,5 +422,6 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "evaluate": _evaluate,
     "plot": _plot,
     "data": _data,
+    "envs": _envs,
     "sweep": _sweep,
 }

@@ -32,6 +32,13 @@ def make_parser() -> options.Parser:
     _add_train_ae(commands)
     _add_sweep(commands)
     _add_data(commands)
+    environments = commands.add_parser(
+        "envs",
+        help="list the environments that can be trained with",
+        description="List the libraries of environments, or the environments of one of them, as train takes their names.",
+        allow_abbrev=False,
+    )
+    environments.add_argument("suite", metavar="SUITE", nargs="?", help="a library, such as gymnasium")
 
     evaluate = commands.add_parser(
         "evaluate",
@@ -100,7 +107,9 @@ def _add_train(commands: Any) -> None:
         nargs="?",
         action=options.StoreOnce,
         help=_(
-            "environment: trading, a probe, one of gymnax, or module:Class for one of your own", DEFAULT_ENV
+            "environment: trading, one of gymnax, gymnasium:ID, ale:GAME, or module:Class for one of your own; "
+            "the command envs lists them",
+            DEFAULT_ENV,
         ),
     )
     train.add_argument(

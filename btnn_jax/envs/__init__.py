@@ -1,29 +1,56 @@
-"""Environments: the protocol, trading, the adapter to gymnax, and probes that isolate one ability each."""
+"""Environments: the protocol, trading, adapters to other libraries, and probes that isolate one ability each."""
 
 import importlib
 import inspect
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from btnn_jax._errors import check_known as _check_known
 from btnn_jax._errors import first_line as _first_line
-from btnn_jax.envs.base import Environment, Registration, TimeStep, auto_reset, check_environment
+from btnn_jax.envs.ale import ale_names, make_ale
+from btnn_jax.envs.base import (
+    AnyEnvironment,
+    BatchedEnvironment,
+    Environment,
+    HostEnvironment,
+    Registration,
+    TimeStep,
+    auto_reset,
+    batched,
+    check_environment,
+    is_host,
+)
+from btnn_jax.envs.gymnasium import from_gymnasium, gymnasium_names, make_gymnasium
 from btnn_jax.envs.gymnax import gymnax_names, make_gymnax
 from btnn_jax.envs.probes import PROBES
 from btnn_jax.envs.trading import make_trading
 
 __all__ = [
     "PROBES",
+    "AnyEnvironment",
+    "BatchedEnvironment",
     "Environment",
+    "HostEnvironment",
     "Registration",
+    "Suite",
     "TimeStep",
+    "ale_names",
     "auto_reset",
+    "batched",
     "check_environment",
+    "from_gymnasium",
+    "gymnasium_names",
     "gymnax_names",
+    "is_host",
     "make",
+    "make_ale",
+    "make_gymnasium",
     "make_gymnax",
     "make_trading",
     "names",
+    "own_names",
     "registration",
+    "suites",
 ]
 
 _OURS = {name: Registration(probe) for name, probe in PROBES.items()} | {
@@ -49,6 +76,26 @@ _OURS = {name: Registration(probe) for name, probe in PROBES.items()} | {
 }
 
 
+class Suite(NamedTuple):
+    """A library of environments, whose names are `suite:id`."""
+
+    make: Callable[..., AnyEnvironment]  # (id, **parameters) -> environment
+    names: Callable[[], tuple[str, ...]]  # of what is installed
+    text: str
+
+
+_SUITES: Mapping[str, Suite] = {
+    "gymnasium": Suite(make_gymnasium, gymnasium_names, "Gymnasium, stepped on the host"),
+    "ale": Suite(make_ale, ale_names, "Atari games by the Arcade Learning Environment, stepped on the host"),
+    "gymnax": Suite(make_gymnax, gymnax_names, "gymnax, on the device; its names need no suite before them"),
+}
+
+
+def suites() -> Mapping[str, Suite]:
+    """The libraries of environments that `make` knows, installed or not."""
+    return _SUITES
+
+
 def names() -> tuple[str, ...]:
     """The names that `make` knows: the probes, trading, and gymnax's environments where gymnax is installed."""
     try:
@@ -57,17 +104,23 @@ def names() -> tuple[str, ...]:
         return tuple(_OURS)
 
 
+def own_names() -> tuple[str, ...]:
+    """The names of this package's own environments."""
+    return tuple(_OURS)
+
+
 def registration(name: str) -> Registration | None:
     """What runs of the environment `name` need to know; None where it is none of this package's."""
     return _OURS.get(name)
 
 
-def make(name: str, **params: Any) -> Environment:
+def make(name: str, **params: Any) -> AnyEnvironment:
     """Builds an environment by its name.
 
     Args:
-        name: one of `names()`, or `module:Class` for an environment of your own: the class, or a function, is imported
-            and called with the parameters.
+        name: one of `names()`; `suite:id` for one of `suites()`, such as `"gymnasium:CartPole-v1"` or `"ale:pong"`; or
+            `module:Class` for an environment of your own: the class, or a function, is imported and called with the
+            parameters.
         **params: parameters of the environment.
 
     Raises:
@@ -77,7 +130,10 @@ def make(name: str, **params: Any) -> Environment:
     >>> make("probe-memory", length=3).action_depths
     3
     """
-    if ":" in name:
+    suite, colon, rest = name.partition(":")
+    if colon and suite in _SUITES:
+        return _SUITES[suite].make(rest, **params)
+    if colon:
         return _imported(name, params)
     if name in _OURS:
         factory = _OURS[name].make
@@ -89,7 +145,7 @@ def make(name: str, **params: Any) -> Environment:
     return make_gymnax(name, **params)
 
 
-def _imported(name: str, params: dict[str, Any]) -> Environment:
+def _imported(name: str, params: dict[str, Any]) -> AnyEnvironment:
     """The environment that `module:Class` names, made and checked."""
     module_name, _, attribute = name.partition(":")
     try:
@@ -107,9 +163,8 @@ def _imported(name: str, params: dict[str, Any]) -> Environment:
         inspect.signature(factory).bind(**params)
     except TypeError as error:
         raise ValueError(f"environment {name!r}: {_first_line(error)}") from error
-    env: Environment = factory(**params)
-    if missing := [
-        part for part in ("name", "observation", "action_depths", "reset", "step") if not hasattr(env, part)
-    ]:
+    env: AnyEnvironment = factory(**params)
+    parts = ("name", "observation", "action_depths", *(() if is_host(env) else ("reset", "step")))
+    if missing := [part for part in parts if not hasattr(env, part)]:
         raise ValueError(f"environment {name!r} has no {', '.join(missing)}; see btnn_jax.envs.Environment")
     return env

@@ -1,9 +1,11 @@
 """The protocol of an environment, and what every implementation of it shares."""
 
+from __future__ import annotations
+
 import numbers
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,22 @@ from jax import Array
 
 from btnn_jax._types import PyTree
 
-__all__ = ["Environment", "Registration", "TimeStep", "auto_reset", "check_environment"]
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+__all__ = [
+    "AnyEnvironment",
+    "BatchedEnvironment",
+    "Environment",
+    "HostEnvironment",
+    "Registration",
+    "TimeStep",
+    "Vmapped",
+    "auto_reset",
+    "batched",
+    "check_environment",
+    "is_host",
+]
 
 
 class TimeStep(NamedTuple):
@@ -63,6 +80,105 @@ class Environment(Protocol):
         """Acts, and starts the next episode by itself where this one ended. The key is consumed."""
 
 
+class BatchedEnvironment(Protocol):
+    """`num_envs` environments that are stepped together; leaves of all arguments and results lead with `[num_envs]`.
+
+    Rollouts and evaluations know environments only like this: `batched` makes one of any kind of environment.
+    """
+
+    @property
+    def num_envs(self) -> int:
+        """How many there are."""
+
+    @property
+    def observation(self) -> PyTree:
+        """The structure of the observation of one of them, of `jax.ShapeDtypeStruct`."""
+
+    @property
+    def action_depths(self) -> int | dict:
+        """The number of actions, or a (nested) dict of them."""
+
+    def reset(self, keys: Array) -> tuple[PyTree, PyTree]:
+        """Starts an episode in each: `(state, observation)`. The keys `[num_envs]` are consumed."""
+
+    def step(self, keys: Array, state: PyTree, action: PyTree) -> tuple[PyTree, TimeStep]:
+        """Acts in each, and starts the next episode where one ended. The keys `[num_envs]` are consumed."""
+
+
+class HostEnvironment(Protocol):
+    """An environment that runs outside of the device and is made in batches; see `btnn_jax.envs.host`.
+
+    Its state cannot be saved, so that a resumed run begins new episodes, and it cannot be vmapped or sharded.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name `btnn_jax.envs.make` knows it by."""
+
+    @property
+    def observation(self) -> PyTree:
+        """The observation's structure, of `jax.ShapeDtypeStruct`."""
+
+    @property
+    def action_depths(self) -> int | dict:
+        """The number of actions, or a (nested) dict of them."""
+
+    def batch(self, num_envs: int, *, evaluation: bool = False) -> BatchedEnvironment:
+        """Makes `num_envs` of them; for an evaluation with rewards and episodes as the task defines them."""
+
+    def close(self) -> None:
+        """Closes every batch."""
+
+
+AnyEnvironment = Environment | HostEnvironment
+
+
+class Vmapped(NamedTuple):
+    """`num_envs` of a pure environment, by `jax.vmap`."""
+
+    environment: Environment
+    num_envs: int
+
+    @property
+    def observation(self) -> PyTree:
+        """The structure of one observation."""
+        return self.environment.observation
+
+    @property
+    def action_depths(self) -> int | dict:
+        """The number of actions, or a (nested) dict of them."""
+        return self.environment.action_depths
+
+    def reset(self, keys: Array) -> tuple[PyTree, PyTree]:
+        """See `BatchedEnvironment`."""
+        return jax.vmap(self.environment.reset)(keys)
+
+    def step(self, keys: Array, state: PyTree, action: PyTree) -> tuple[PyTree, TimeStep]:
+        """See `BatchedEnvironment`."""
+        return jax.vmap(self.environment.step)(keys, state, action)
+
+
+def batched(env: AnyEnvironment, num_envs: int, *, evaluation: bool = False) -> BatchedEnvironment:
+    """`num_envs` environments to be stepped together.
+
+    Args:
+        env: a pure environment, which is vmapped, or one of the host, which makes a batch of its own.
+        num_envs: how many.
+        evaluation: whether returns are to be those of the task itself, where training changes them (Atari's clipped
+            rewards).
+
+    >>> from btnn_jax import envs
+    >>> batched(envs.make("CartPole-v1"), 8).num_envs
+    8
+    """
+    return env.batch(num_envs, evaluation=evaluation) if is_host(env) else Vmapped(env, num_envs)
+
+
+def is_host(env: AnyEnvironment) -> TypeIs[HostEnvironment]:
+    """Whether `env` is a `HostEnvironment`."""
+    return hasattr(env, "batch")
+
+
 class Registration(NamedTuple):
     """An environment that `btnn_jax.envs.make` knows by a name of this package, and what its runs need to know."""
 
@@ -95,7 +211,7 @@ def auto_reset(
     return state, step._replace(observation=observation)
 
 
-def check_environment(env: Environment) -> None:
+def check_environment(env: AnyEnvironment) -> None:
     """Traces `env`, without running it, and holds what it gives against the protocol.
 
     Raises:
@@ -114,6 +230,8 @@ def check_environment(env: Environment) -> None:
             f"action_depths of environment {env.name!r} must be a number of actions, or a dict of them; got "
             f"{env.action_depths!r}"
         )
+    if is_host(env):
+        return  # what it gives is checked at every step
     key = jax.eval_shape(lambda: jax.random.key(0))
     began = jax.eval_shape(env.reset, key)
     if not (isinstance(began, tuple) and len(began) == 2):

@@ -16,7 +16,7 @@ import numpy as np
 from flax.core import unfreeze
 
 from btnn_jax._types import PyTree
-from btnn_jax.envs.base import Environment
+from btnn_jax.envs.base import AnyEnvironment
 from btnn_jax.protocol import AgentInput, Policy, PolicyOutput
 from btnn_jax.runs.agent import make_agent
 from btnn_jax.runs.checkpoint import Checkpoints
@@ -35,7 +35,7 @@ def load_agent(
     seed: int | None = None,
     greedy: bool = True,
     sample_seed: int = 0,
-    env: Environment | None = None,
+    env: AnyEnvironment | None = None,
 ) -> Agent:
     """The agent that a run has trained.
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Unpack
@@ -19,7 +20,7 @@ from btnn_jax import losses
 from btnn_jax._errors import first_line
 from btnn_jax._types import PyTree
 from btnn_jax.data import PACKAGED_SERIES
-from btnn_jax.envs.base import Environment
+from btnn_jax.envs.base import AnyEnvironment, is_host
 from btnn_jax.envs.trading.market import GENERATORS
 from btnn_jax.protocol import Policy
 from btnn_jax.runs.folder import Folder, RunError, default_folder
@@ -30,7 +31,7 @@ from btnn_jax.runs.metrics import EPISODES
 from btnn_jax.runs.processes import first_only
 from btnn_jax.runs.progress import Reporter, make_reporter
 from btnn_jax.runs.run import Run, create_run, read_run
-from btnn_jax.runs.sources import check_written, describe_object, environment_of, lasting_source
+from btnn_jax.runs.sources import check_written, describe_object, environment_of, lasting_source, opened
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.mapping import make_mapped, with_shardings
 from btnn_jax.training.unreal import TrainState, make_unreal
@@ -54,7 +55,7 @@ class RunResult(NamedTuple):
 
 
 def train(
-    env: str | Environment,
+    env: str | AnyEnvironment,
     config: UnrealConfig,
     *,
     seed: int = 0,
@@ -119,7 +120,7 @@ def train(
 def resume(
     folder: Folder,
     *,
-    env: Environment | None = None,
+    env: AnyEnvironment | None = None,
     reporter: Reporter | None = None,
     devices: int = 1,
     **loop: Unpack[LoopOptions],
@@ -152,7 +153,7 @@ def _no_second_start(seed: ArrayLike) -> TrainState:
 class BoundRun(NamedTuple):
     """A run's environment, network and train step."""
 
-    env: Environment
+    env: AnyEnvironment
     policy: Policy
     init: Callable[[ArrayLike], TrainState]  # seed -> state
     step: Callable[[TrainState], tuple[TrainState, dict[str, jax.Array]]]
@@ -171,6 +172,11 @@ def make_agent(run: Run, pretrained: PyTree | None = None, *, devices: int = 1) 
     """
     env, config = environment_of(run), run.config
     used = first_devices(devices)
+    if is_host(env) and (run.seeds > 1 or config.shards > 1):
+        raise RunError(
+            f"{run.env} is stepped on the host, so that a run has one seed and one shard; got {run.seeds} seeds and "
+            f"{config.shards} shards"
+        )
     if config.shards % len(used):
         raise RunError(
             f"the run's {config.shards} shards cannot be divided equally among {len(used)} devices"
@@ -264,12 +270,27 @@ def _run_program(
         result=_result,
         score=lambda metrics: metrics.get("episode_return"),
         replicated=agent.replicated,
-        act=agent.act,
+        act=None if is_host(agent.env) else agent.act,
+        resumed=_new_episodes(agent) if is_host(agent.env) else None,
     )
     say_on_interrupt(f"every checkpoint so far is kept; go on: btnn-jax train --resume {folder}")
-    outcome = run_loop(folder, program, seed=run.seed, reporter=reporter or make_reporter(), **loop)
+    with opened(agent.env):
+        outcome = run_loop(folder, program, seed=run.seed, reporter=reporter or make_reporter(), **loop)
     say_on_interrupt(f"the trained agent is kept; evaluate: btnn-jax evaluate {folder}")
     return RunResult(folder, run, *outcome)
+
+
+def _new_episodes(agent: BoundRun) -> Callable[[TrainState, int], TrainState]:
+    """What a restored state needs where the environments were not saved: episodes that begin anew."""
+
+    def resumed(state: TrainState, start: int) -> TrainState:
+        fresh = jax.jit(agent.init)(
+            np.uint32(2**31 + start)
+        ).actors  # not the episodes that the run began with
+        kept = {name: getattr(state.actors, name) for name in ("last_return", "last_length")}
+        return dataclasses.replace(state, actors=fresh._replace(**kept))
+
+    return resumed
 
 
 def _result(metrics: dict[str, float]) -> str:

@@ -26,7 +26,7 @@ from btnn_jax.data import (
 from btnn_jax.data.prices import OPTIONS
 from btnn_jax.data.series import is_volume
 from btnn_jax.encoders import as_image, one_stream
-from btnn_jax.envs.base import Environment
+from btnn_jax.envs.base import AnyEnvironment, batched
 from btnn_jax.runs.folder import RunError
 from btnn_jax.runs.sources import make_env
 from btnn_jax.training.acting import choose_action, uniform_logits
@@ -144,7 +144,7 @@ def series_windows(series: Series, config: AutoencoderConfig, name: str) -> Exam
     return Examples(f"{config.window} steps of {name}", selected.names, train, validation, scale)
 
 
-def environment_frames(env: Environment, config: AutoencoderConfig, seed: int) -> Examples:
+def environment_frames(env: AnyEnvironment, config: AutoencoderConfig, seed: int) -> Examples:
     """Frames that random actions see; the last ones, of all environments, are the validation part.
 
     Raises:
@@ -163,7 +163,7 @@ def environment_frames(env: Environment, config: AutoencoderConfig, seed: int) -
     return Examples(f"frames of {env.name}", tuple(map(str, range(shape[-1]))), train, validation)
 
 
-def play_randomly(env: Environment, key: jax.Array, steps: int, stream: str | None = None) -> jax.Array:
+def play_randomly(env: AnyEnvironment, key: jax.Array, steps: int, stream: str | None = None) -> jax.Array:
     """Observations of 16 environments under uniformly random actions, `[steps, 16, ...]`; pure.
 
     Args:
@@ -173,7 +173,8 @@ def play_randomly(env: Environment, key: jax.Array, steps: int, stream: str | No
       stream: which of the observation's streams; None where there is one.
     """
     reset_key, key = jax.random.split(key)
-    state, observation = jax.vmap(env.reset)(jax.random.split(reset_key, _NUM_ENVS))
+    many = batched(env, _NUM_ENVS)
+    state, observation = many.reset(jax.random.split(reset_key, _NUM_ENVS))
     logits = uniform_logits(env.action_depths, (_NUM_ENVS,))
 
     def one_step(carry: Any, key: jax.Array) -> tuple[Any, jax.Array]:
@@ -181,7 +182,7 @@ def play_randomly(env: Environment, key: jax.Array, steps: int, stream: str | No
         act_key, env_key = jax.random.split(key)
         action = choose_action(logits, act_key, greedy=False)
         keys = jax.random.split(env_key, _NUM_ENVS)
-        state, time_step = jax.vmap(env.step)(keys, state, action)
+        state, time_step = many.step(keys, state, action)
         return (state, time_step.observation), one_stream(observation, stream)
 
     return jax.lax.scan(one_step, (state, observation), jax.random.split(key, steps))[1]

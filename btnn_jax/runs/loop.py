@@ -46,7 +46,11 @@ class Program(NamedTuple):
     score: Callable[[dict[str, float]], float | None]  # higher is better; None where it is not known yet
     inputs: tuple[PyTree, ...] = ()  # what every step is given besides the state
     replicated: jax.sharding.Sharding | None = None  # of what lies on all devices; None for the one there is
-    act: Callable[[PyTree], Any] | None = None  # the part of `step` that acts; None where nothing does
+    act: Callable[[PyTree], Any] | None = (
+        None  # the part of `step` that acts; None where nothing does so alone
+    )
+    # (state, update) -> state, of what a checkpoint cannot hold; None where it holds everything
+    resumed: Callable[[PyTree, int], PyTree] | None = None
 
 
 class LoopOptions(TypedDict, total=False):
@@ -129,6 +133,9 @@ def run_loop(
             state = checkpoints.restore(program.state, start)
             checkpoints.drop_after(start)
             reporter.note(f"resumed at {format_count(start * program.steps_per_update)} steps")
+            if program.resumed is not None and start < program.num_updates:
+                reporter.note("the environments begin new episodes: their state is not in the checkpoint")
+                state = program.resumed(state, start)
         if start >= program.num_updates:  # opening the metrics would touch them
             seconds = read_metrics(folder).get("seconds", [0.0])[-1]
             return Outcome(state, start * program.steps_per_update, float(seconds), None)

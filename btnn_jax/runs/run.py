@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from btnn_jax._errors import short_repr
-from btnn_jax.envs import Environment, registration
+from btnn_jax.envs import AnyEnvironment, registration
 from btnn_jax.runs.folder import CONFIG, Folder, RunError, create_folder, read_settings
 from btnn_jax.runs.keys import check_seeds
 from btnn_jax.training.config import AutoencoderConfig, UnrealConfig
@@ -30,7 +30,7 @@ class Run:
     seeds: int = 1  # agents trained side by side in one program, from `seed` on
     pretrained: bool = False  # whether it started from parameters that it was given
     from_object: bool = False  # whether the environment is an object, which the folder does not keep
-    given: Environment | None = None  # that object
+    given: AnyEnvironment | None = None  # that object
 
     @property
     def title(self) -> str:
@@ -56,7 +56,7 @@ def create_run(folder: Folder, run: Run) -> pathlib.Path:
     return create_folder(folder, {"environment": environment, "config": run.config.to_dict(), **settings})
 
 
-def read_run(folder: Folder, env: Environment | None = None) -> Run:
+def read_run(folder: Folder, env: AnyEnvironment | None = None) -> Run:
     """The run of an agent whose folder this is.
 
     Args:

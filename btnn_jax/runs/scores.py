@@ -11,12 +11,13 @@ import jax
 import numpy as np
 
 from btnn_jax._types import PyTree
-from btnn_jax.envs.base import Environment
+from btnn_jax.envs.base import AnyEnvironment
 from btnn_jax.runs.agent import BoundRun, make_agent
 from btnn_jax.runs.checkpoint import Checkpoints
 from btnn_jax.runs.folder import CHECKPOINTS, EVALUATION, Folder, RunError, read_rows, write_json
 from btnn_jax.runs.keys import check_seeds, key_of
 from btnn_jax.runs.run import read_run
+from btnn_jax.runs.sources import opened
 from btnn_jax.training.evaluate import Episodes, make_evaluate, make_evaluate_random
 
 __all__ = ["Score", "read_scores", "score", "score_run", "scores_table", "summarise"]
@@ -40,7 +41,7 @@ def score_run(
     max_steps: int = 10_000,
     best: bool = False,
     keep: bool = True,
-    env: Environment | None = None,
+    env: AnyEnvironment | None = None,
 ) -> dict[str, Score]:
     """Plays the agent, or agents, of one of a run's checkpoints, and writes `evaluation.json` into the folder.
 
@@ -70,7 +71,8 @@ def score_run(
     with Checkpoints(pathlib.Path(folder) / CHECKPOINTS, create=False) as checkpoints:
         state = checkpoints.restore(agent.state, checkpoints.best() if best else None)
     names = range(run.seed, run.seed + run.seeds) if run.seeds > 1 else None
-    scores = score(agent, state.params, episodes=episodes, seed=seed, max_steps=max_steps, seeds=names)
+    with opened(agent.env):
+        scores = score(agent, state.params, episodes=episodes, seed=seed, max_steps=max_steps, seeds=names)
     if keep:
         steps = int(np.max(state.update)) * run.config.steps_per_update
         scored = {name: score._asdict() for name, score in scores.items()}

@@ -8,19 +8,21 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
+
+import jax
 
 from btnn_jax import envs
 from btnn_jax._errors import first_line, short_repr
-from btnn_jax.envs.base import Environment
+from btnn_jax.envs.base import AnyEnvironment
 from btnn_jax.runs.folder import RunError
 from btnn_jax.runs.run import Run
 
-__all__ = ["check_written", "describe_object", "environment_of", "lasting_source", "make_env"]
+__all__ = ["check_written", "describe_object", "environment_of", "lasting_source", "make_env", "opened"]
 
 
-def make_env(name: str, params: Mapping[str, Any]) -> Environment:
+def make_env(name: str, params: Mapping[str, Any]) -> AnyEnvironment:
     """`btnn_jax.envs.make`, for people.
 
     Raises:
@@ -42,7 +44,25 @@ def make_env(name: str, params: Mapping[str, Any]) -> Environment:
     return env
 
 
-def environment_of(run: Run) -> Environment:
+@contextlib.contextmanager
+def opened(env: AnyEnvironment) -> Iterator[None]:
+    """Closes an environment of the host at the end of the block, and says what went wrong inside of it.
+
+    Raises:
+      RunError: it raised, hung or gave what it must not give.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if failure := getattr(env, "failure", None):
+            raise RunError(failure) from error
+        raise
+    finally:
+        if envs.is_host(env):
+            env.close()
+
+
+def environment_of(run: Run) -> AnyEnvironment:
     """The environment of a run.
 
     Raises:
@@ -57,7 +77,7 @@ def environment_of(run: Run) -> Environment:
     return make_env(run.env, run.env_params)
 
 
-def describe_object(env: Environment) -> tuple[str, dict[str, Any], Environment | None]:
+def describe_object(env: AnyEnvironment) -> tuple[str, dict[str, Any], AnyEnvironment | None]:
     """How a run keeps an environment that it is given as an object.
 
     Returns:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from btnn_jax._errors import first_line, import_extra
-from btnn_jax.envs.base import Environment
+from btnn_jax.envs.base import AnyEnvironment
 from btnn_jax.runs.folder import CONFIG, Folder, RunError, create_folder, locked, read_settings, write_text
 from btnn_jax.runs.keys import check_seeds
 from btnn_jax.runs.sources import make_env
@@ -296,7 +296,7 @@ def _programs(
 
 
 def _shared_program(own: UnrealConfig, config: UnrealConfig, values: Mapping[str, Any]) -> UnrealConfig:
-    """`own` without the values that the state carries; whether a task's weight is 0 stays, as it decides the program."""
+    """`own` without the values that the state carries; but whether a weight is 0 decides the program."""
     traced: dict[str, Any] = {
         name: getattr(config, name) or 1.0 for name in Hyperparameters._fields if values.get(name)
     }
@@ -305,7 +305,7 @@ def _shared_program(own: UnrealConfig, config: UnrealConfig, values: Mapping[str
 
 def _learn(
     group: tuple[UnrealConfig, list[_Asked]],
-    env: Environment,
+    env: AnyEnvironment,
     seeds: range,
     halvings: int,
     report: Callable[[str], None],

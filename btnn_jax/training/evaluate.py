@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from btnn_jax._types import PyTree
-from btnn_jax.envs.base import Environment
+from btnn_jax.envs.base import AnyEnvironment, batched
 from btnn_jax.protocol import AgentInput, Policy
 from btnn_jax.training.acting import apply_step, choose_action, first_inputs, uniform_logits
 
@@ -27,7 +27,7 @@ class Episodes(NamedTuple):
 
 
 def make_evaluate(
-    env: Environment, policy: Policy, *, num_episodes: int, greedy: bool, max_steps: int = 10_000
+    env: AnyEnvironment, policy: Policy, *, num_episodes: int, greedy: bool, max_steps: int = 10_000
 ) -> Callable[[PyTree, jax.Array], Episodes]:
     """Binds `evaluate(params, key) -> Episodes`, which plays without noise in the noisy layers.
 
@@ -50,7 +50,7 @@ def make_evaluate(
 
 
 def make_evaluate_random(
-    env: Environment, *, num_episodes: int, max_steps: int = 10_000
+    env: AnyEnvironment, *, num_episodes: int, max_steps: int = 10_000
 ) -> Callable[[jax.Array], Episodes]:
     """Binds `evaluate(key) -> Episodes` of an agent that takes every action with the same probability."""
 
@@ -63,12 +63,12 @@ def make_evaluate_random(
 
 
 def play(
-    env: Environment, act: Act, carry: PyTree, key: jax.Array, num_episodes: int, max_steps: int
+    env: AnyEnvironment, act: Act, carry: PyTree, key: jax.Array, num_episodes: int, max_steps: int
 ) -> Episodes:
     """Plays one episode in each of `num_episodes` environments, until all have ended.
 
     Args:
-      env: one environment; it is vmapped here.
+      env: one environment, pure or of the host.
       act: `(key, inputs [N, ...], carry) -> (action [N], carry)`.
       carry: the agent's memory before the first step.
       key: consumed.
@@ -76,7 +76,8 @@ def play(
       max_steps: where to cut episodes that do not end.
     """
     reset_key, key = jax.random.split(key)
-    env_state, observation = jax.vmap(env.reset)(jax.random.split(reset_key, num_episodes))
+    many = batched(env, num_episodes, evaluation=True)
+    env_state, observation = many.reset(jax.random.split(reset_key, num_episodes))
     zeros = jnp.zeros(num_episodes, jnp.float32)
     inputs = first_inputs(observation, env.action_depths, (num_episodes,))
     episodes = Episodes(zeros, jnp.zeros(num_episodes, jnp.int32), jnp.zeros(num_episodes, bool))
@@ -85,7 +86,7 @@ def play(
         step, key, env_state, inputs, carry, episodes = loop
         key, act_key, env_key = jax.random.split(key, 3)
         action, carry = act(act_key, inputs, carry)
-        env_state, time_step = jax.vmap(env.step)(jax.random.split(env_key, num_episodes), env_state, action)
+        env_state, time_step = many.step(jax.random.split(env_key, num_episodes), env_state, action)
         done = time_step.terminated | time_step.truncated
         running = ~episodes.finished
         episodes = Episodes(

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from btnn_jax._types import PyTree
-from btnn_jax.envs.base import Environment
+from btnn_jax.envs.base import AnyEnvironment
 from btnn_jax.protocol import Policy
 from btnn_jax.training.config import UnrealConfig
 from btnn_jax.training.objective import Hyperparameters
@@ -52,7 +52,7 @@ def state_prefix(*, each: Any, all_: Any) -> TrainState:
 
 def make_mapped(
     config: UnrealConfig,
-    env: Environment,
+    env: AnyEnvironment,
     *,
     devices: Sequence[jax.Device] | None = None,
     policy: Policy | None = None,

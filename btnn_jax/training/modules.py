@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from btnn_jax import ae
 from btnn_jax.encoders import as_image, one_stream
-from btnn_jax.envs.base import Environment
+from btnn_jax.envs.base import AnyEnvironment
 from btnn_jax.policies import UnrealPolicy, make_policy
 from btnn_jax.training.config import LayerConfig, UnrealConfig
 
@@ -42,7 +42,7 @@ def make_model(
     return modules[kind](layers, resize_method=resize_method, pad=pad, norm_epsilon=_NORM_EPSILON)
 
 
-def make_unreal_policy(config: UnrealConfig, env: Environment, **overrides: Any) -> UnrealPolicy:
+def make_unreal_policy(config: UnrealConfig, env: AnyEnvironment, **overrides: Any) -> UnrealPolicy:
     """The agent's network that `config` describes for `env`; `overrides` go to `make_policy`."""
     fields = {
         "kind": config.policy,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from btnn_jax._types import PyTree
 from btnn_jax.encoders import as_image, image_stream, one_stream
-from btnn_jax.envs.base import Environment
+from btnn_jax.envs.base import AnyEnvironment, batched
 from btnn_jax.ops.pixel_change import pixel_change_2d_estimator
 from btnn_jax.protocol import AgentInput, Policy, RecurrentState
 from btnn_jax.training.acting import apply_step, choose_action, first_inputs
@@ -52,7 +52,7 @@ class Rollout(NamedTuple):
 
 
 def make_rollout(
-    env: Environment,
+    env: AnyEnvironment,
     policy: Policy,
     num_envs: int,
     length: int,
@@ -64,7 +64,7 @@ def make_rollout(
     """Binds environment and agent into `(reset, rollout)`.
 
     Args:
-      env: one environment; it is vmapped here.
+      env: one pure environment, of which `num_envs` are made by `vmap`, or one of the host, which makes them.
       policy: the agent's network.
       num_envs: `B`.
       length: `T`.
@@ -76,12 +76,13 @@ def make_rollout(
       `reset(key) -> Actors`, and `rollout(params, actors, noise_key) -> (actors, Rollout, last_value [B])`, which holds
       the noise of the noisy layers that `noise_key` gives over all `T` steps.
     """
+    many = batched(env, num_envs)
     if pc_cell is not None:
         pc_stream = image_stream(env.observation, pc_stream)
 
     def reset(key: jax.Array) -> Actors:
         pairs = jax.vmap(jax.random.split)(jax.random.split(key, num_envs))
-        env_state, observation = jax.vmap(env.reset)(pairs[:, 0])
+        env_state, observation = many.reset(pairs[:, 0])
         zeros = jnp.zeros(num_envs, jnp.float32)
         return Actors(
             env_state=env_state,
@@ -105,7 +106,7 @@ def make_rollout(
             output, core = apply_step(policy, params, actors.inputs, actors.core, held_noise())
             keys = jax.vmap(lambda key: jax.random.split(key, 3))(actors.keys)
             action = jax.vmap(functools.partial(choose_action, greedy=False))(output.logits, keys[:, 0])
-            env_state, time_step = jax.vmap(env.step)(keys[:, 1], actors.env_state, action)
+            env_state, time_step = many.step(keys[:, 1], actors.env_state, action)
             done = time_step.terminated | time_step.truncated
 
             def final_value() -> jax.Array:

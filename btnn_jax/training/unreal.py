@@ -14,7 +14,7 @@ from flax import struct
 
 from btnn_jax import losses, targets
 from btnn_jax._types import PyTree
-from btnn_jax.envs.base import Environment, check_environment
+from btnn_jax.envs.base import AnyEnvironment, check_environment
 from btnn_jax.parameters import frozen_mask, return_scale, update_return_scale, with_pretrained
 from btnn_jax.policies import init_params
 from btnn_jax.protocol import Policy, check_policy
@@ -75,7 +75,7 @@ class _Parts(NamedTuple):
     """Values that the functions of a train step share."""
 
     config: UnrealConfig
-    env: Environment
+    env: AnyEnvironment
     policy: Policy
     reset: Callable[..., Actors]
     rollout: Callable[..., tuple[Actors, Rollout, jax.Array]]
@@ -88,7 +88,7 @@ class _Parts(NamedTuple):
 
 def make_unreal(
     config: UnrealConfig,
-    env: Environment,
+    env: AnyEnvironment,
     *,
     policy: Policy | None = None,
     pretrained: PyTree | None = None,
