@@ -35,7 +35,7 @@ def make_parser() -> options.Parser:
     environments = commands.add_parser(
         "envs",
         help="list the environments that can be trained with",
-        description="List the libraries of environments, or the environments of one of them, as train takes their names.",
+        description="List the libraries of environments, or the environments of one, as train takes their names.",
         allow_abbrev=False,
     )
     environments.add_argument("suite", metavar="SUITE", nargs="?", help="a library, such as gymnasium")
