@@ -30,6 +30,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "learning.jsonl"
 REPORT = ROOT / "docs" / "learning.md"
 NO_TASKS = {"pc_weight": 0.0, "vr_weight": 0.0, "rp_weight": 0.0}
 FORMER = {"normalize_returns": False, "entropy_beta": 0.01, "learning_rate": 1e-3}  # version 0.1.0
+SMALL_TASKS = {"rp_weight": 0.05, "vr_weight": 0.1, "max_grad_norm": 2.0}
 EPISODES = 64  # of each seed, at the end
 
 
@@ -59,6 +60,16 @@ AGENTS: dict[str, dict[str, Any]] = {
     "4 epochs": {"epochs": 4},
     "rollouts of 16": {"rollout_length": 16},
     "rollouts of 64": {"rollout_length": 64},
+    "32 environments": {"num_envs": 32},
+    "no memory": {"lstm": ()},
+    "reward prediction .05": {"rp_weight": 0.05},
+    "small tasks": SMALL_TASKS,
+    "small tasks, value 1": {**SMALL_TASKS, "value_weight": 1.0},
+    "small tasks, entropy .02": {**SMALL_TASKS, "entropy_beta": 0.02},
+    "entropy to .005, floor .35": {"entropy_beta_final": 0.005, "entropy_floor": 0.35},
+    "lambda .9": {"gae_lambda": 0.9},
+    "discount .97": {"discount": 0.97},
+    "wider network": {"hidden": (256,), "lstm": (256,), "num_filters": (32,)},
 }
 
 

@@ -18,9 +18,7 @@ from flax.typing import Dtype
 from jax import Array
 
 from btnn_jax.kernel_monitor import KernelMonitor
-from btnn_jax.layers import Conv2D, LayerNorm, Linear
-from btnn_jax.ops.convolution import conv2d
-from btnn_jax.ops.resize import fused_is_cheaper, resize2d, resize_conv2d
+from btnn_jax.layers import Conv2D, LayerNorm, Linear, ResizeConv2D
 
 __all__ = [
     "AutoencoderOutput",
@@ -171,7 +169,7 @@ class Conv2DDecoder(nn.Module):
             )
 
         def convolve(x: Array, shape: Shape, *settings: Any, name: str) -> Array:
-            layer = _ResizeConv2D(*settings, self.resize_method, name=name, **_types(self))
+            layer = ResizeConv2D(*settings, self.resize_method, name=name, **_types(self))
             return layer(x, shape[:2])
 
         x, layers = z, []
@@ -181,31 +179,6 @@ class Conv2DDecoder(nn.Module):
             layers.append(x)
         filter_size = self.layer_config[0][1]
         return (*layers, convolve(x, shapes[0], shapes[0][-1], filter_size, "SAME", name="reconstruction"))
-
-
-class _ResizeConv2D(nn.Module):
-    """A `Conv2D` of a resized image, `[N..., H, W, C] -> [N..., *shape, num_filters]`."""
-
-    num_filters: int
-    filter_size: tuple[int, int]
-    pad: str
-    resize_method: str
-    dtype: Dtype | None
-    param_dtype: Dtype
-
-    @nn.compact
-    def __call__(self, x: Array, shape: tuple[int, int]) -> Array:
-        kernel_shape, init = (*self.filter_size, x.shape[-1], self.num_filters), nn.initializers
-        kernel = self.param("kernel", init.glorot_uniform(), kernel_shape, self.param_dtype)
-        bias = self.param("bias", init.zeros, (self.num_filters,), self.param_dtype)
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        if fused_is_cheaper(x.shape, kernel.shape, shape):
-            y = resize_conv2d(x, kernel, shape, self.resize_method, self.pad)
-        else:
-            lost = (0, 0) if self.pad == "SAME" else [size - 1 for size in self.filter_size]
-            x = resize2d(x, (shape[0] + lost[0], shape[1] + lost[1]), self.resize_method)
-            y = conv2d(x, kernel, padding=self.pad)
-        return y + jnp.broadcast_to(bias, y.shape)
 
 
 class Conv2DAutoencoder(nn.Module):

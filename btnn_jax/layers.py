@@ -17,6 +17,7 @@ from flax.typing import Dtype, Initializer
 from jax import Array
 
 from btnn_jax.ops.convolution import conv1d, conv2d, deconv2d, depthwise_conv2d
+from btnn_jax.ops.resize import fused_is_cheaper, resize2d, resize_conv2d
 
 __all__ = [
     "Conv1D",
@@ -26,6 +27,7 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "NoisyLinear",
+    "ResizeConv2D",
     "categorical_sample",
     "noisy_linear",
 ]
@@ -306,6 +308,41 @@ class Conv1D(nn.Module):
         bias = self.param("bias", self.bias_init, bias_shape, self.param_dtype) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         return _add_bias(conv1d(x, kernel, self.stride, self.pad), bias)
+
+
+class ResizeConv2D(nn.Module):
+    """A `Conv2D` of a resized image, `[N..., H, W, C] -> [N..., *shape, num_filters]`.
+
+    Attributes:
+      num_filters: number of output channels.
+      filter_size: height and width of the kernel.
+      pad: "SAME" or "VALID"; with "VALID" the image is first made larger by what the convolution takes off.
+      resize_method: see `btnn_jax.ops.resize.resize2d`.
+      dtype: type of computation.
+      param_dtype: type of parameters.
+    """
+
+    num_filters: int
+    filter_size: tuple[int, int] = (3, 3)
+    pad: str = "SAME"
+    resize_method: str = "bilinear"
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, shape: tuple[int, int]) -> jax.Array:
+        """Resizes so that the convolution gives `shape`, and convolves."""
+        kernel_shape, init = (*self.filter_size, x.shape[-1], self.num_filters), nn.initializers
+        kernel = self.param("kernel", init.glorot_uniform(), kernel_shape, self.param_dtype)
+        bias = self.param("bias", init.zeros, (self.num_filters,), self.param_dtype)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        if fused_is_cheaper(x.shape, kernel.shape, shape):
+            y = resize_conv2d(x, kernel, shape, self.resize_method, self.pad)
+        else:
+            lost = (0, 0) if self.pad == "SAME" else [size - 1 for size in self.filter_size]
+            x = resize2d(x, (shape[0] + lost[0], shape[1] + lost[1]), self.resize_method)
+            y = conv2d(x, kernel, padding=self.pad)
+        return y + jnp.broadcast_to(bias, y.shape)
 
 
 class Deconv2D(nn.Module):

@@ -30,6 +30,14 @@ from jax.typing import ArrayLike
 
 from btnn_jax._types import PyTree
 from btnn_jax.ops.categorical import log_prob, log_prob_and_entropy, matching_leaves, one_hot
+from btnn_jax.ops.statistics import (
+    AxisName,
+    check_rows,
+    check_where,
+    explained_variance,
+    float32,
+    masked_mean,
+)
 
 __all__ = [
     "AxisName",
@@ -44,69 +52,10 @@ __all__ = [
     "value_fn_loss",
 ]
 
-AxisName = str | tuple[str, ...]
 Metrics = dict[str, Array]
 
 # Clamp the log-ratio so that `exp` cannot overflow.
 _MAX_LOG_RATIO = 20.0
-
-
-def masked_mean(x: Array, where: Array | None = None, *, axis_name: AxisName | None = None) -> Array:
-    """Mean of `x` over all axes, counting only the included rows: `sum(x where included) / count`.
-
-    Args:
-      x: float `[N, ...]`; axes beyond those of `where` are averaged in full.
-      where: bool `[N]`, True = include; None includes everything.
-      axis_name: mapped axis over which the caller takes `jax.lax.pmean` of the result; the count is then the
-        mean count over that axis, so that the `pmean` is the mean over all included rows of all devices.
-
-    Returns:
-      float32 `[]`, 0 when nothing is included.
-
-    Raises:
-      ValueError: if `where` is not bool or its shape is not how the shape of `x` starts.
-
-    >>> masked_mean(jnp.array([1.0, 3.0, 100.0]), jnp.array([True, True, False]))
-    Array(2., dtype=float32)
-    """
-    x = _float32(x)
-    if where is not None:
-        _check_where(where, x.shape[: where.ndim])
-    if x.size == 0:
-        return jnp.float32(0.0)
-    if where is None:
-        return jnp.mean(x)
-    rows = jnp.mean(x, axis=tuple(range(where.ndim, x.ndim)))
-    count = _pmean(jnp.sum(where, dtype=jnp.float32), axis_name)
-    return jnp.sum(jnp.where(where, rows, 0.0)) / jnp.where(count > 0, count, 1.0)
-
-
-def explained_variance(
-    returns: Array, values: Array, where: Array | None = None, *, axis_name: AxisName | None = None
-) -> Array:
-    """How much of the returns' variance the values explain: `1 - Var(returns - values) / Var(returns)`.
-
-    Args:
-      returns: float `[N]`.
-      values: float `[N]`.
-      where: bool `[N]`, True = include.
-      axis_name: mapped axis whose devices share the batch; every device gets the value for the whole batch.
-
-    Returns:
-      float32 `[]`: 1 is perfect, 0 no better than a constant; 0 when the returns do not vary.
-    """
-    _check_rows(returns=returns, values=values)
-
-    def mean(x: Array) -> Array:
-        return _pmean(masked_mean(x, where, axis_name=axis_name), axis_name)
-
-    def variance(x: Array) -> Array:
-        return mean(jnp.square(x - mean(x)))
-
-    returns, values = _float32(returns), _float32(values)
-    total = variance(returns)
-    varies = total > 1e-12 * mean(jnp.square(returns))  # the rounded mean of a constant is not that constant
-    return jnp.where(varies, 1.0 - variance(returns - values) / jnp.where(varies, total, 1.0), 0.0)
 
 
 def aac_loss(
@@ -149,8 +98,8 @@ def aac_loss(
     >>> loss
     Array(-1.3862944, dtype=float32)
     """
-    _check_rows(advantages=advantages, returns=returns, values=values)
-    _check_where(where, values.shape)
+    check_rows(advantages=advantages, returns=returns, values=values)
+    check_where(where, values.shape)
     actions, advantages, returns = jax.lax.stop_gradient((actions, advantages, returns))
     actions, advantages, returns, logits, values = _included(
         where, (actions, advantages, returns, logits, values)
@@ -159,7 +108,7 @@ def aac_loss(
 
     log_probs, entropies = log_prob_and_entropy(logits, actions, values.shape)
     return _actor_critic(
-        policy_loss=-mean(log_probs * _float32(advantages)),
+        policy_loss=-mean(log_probs * float32(advantages)),
         value_loss=mean(_squared_error(returns, values)),
         entropy=mean(entropies),
         entropy_beta=entropy_beta,
@@ -227,8 +176,8 @@ def ppo_loss(
     rows = {"advantages": advantages, "returns": returns, "values": values}
     if (old_values is None) != (value_epsilon is None):
         raise ValueError("expected old_values and value_epsilon together, got one of them")
-    _check_rows(**rows if old_values is None else {**rows, "old_values": old_values})
-    _check_where(where, values.shape)
+    check_rows(**rows if old_values is None else {**rows, "old_values": old_values})
+    check_where(where, values.shape)
     old = _check_old(actions, logits, values.shape, old_logits, old_log_probs)
     actions, advantages, returns, old, old_values = jax.lax.stop_gradient(
         (actions, advantages, returns, old, old_values)
@@ -240,20 +189,20 @@ def ppo_loss(
 
     log_probs, entropies = log_prob_and_entropy(logits, actions, values.shape)
     if old_logits is None:
-        old = functools.reduce(jnp.add, [_float32(x) for x in jax.tree.leaves(old)])
+        old = functools.reduce(jnp.add, [float32(x) for x in jax.tree.leaves(old)])
     else:
         old = log_prob_and_entropy(old, actions, values.shape)[0]
     log_ratios = jnp.minimum(log_probs - old, _MAX_LOG_RATIO)
     ratios = jnp.exp(log_ratios)
-    advantages = _float32(advantages)
+    advantages = float32(advantages)
     # The minimum of both products, told by the advantage's sign: one bound can bind.
     bounded = jnp.where(
         advantages >= 0, jnp.minimum(ratios, 1.0 + epsilon), jnp.maximum(ratios, 1.0 - epsilon)
     )
     value_errors = _squared_error(returns, values)
     if old_values is not None and value_epsilon is not None:
-        moved = _float32(values) - _float32(old_values)
-        clipped = _float32(old_values) + jnp.clip(moved, -jnp.asarray(value_epsilon), value_epsilon)
+        moved = float32(values) - float32(old_values)
+        clipped = float32(old_values) + jnp.clip(moved, -jnp.asarray(value_epsilon), value_epsilon)
         value_errors = jnp.maximum(value_errors, _squared_error(returns, clipped))
     loss, metrics = _actor_critic(
         policy_loss=-mean(bounded * advantages),
@@ -263,7 +212,7 @@ def ppo_loss(
         value_weight=value_weight,
     )
     metrics["approx_kl"] = mean(ratios - 1.0 - log_ratios)
-    metrics["clip_fraction"] = mean(_float32(jnp.abs(ratios - 1.0) > epsilon))
+    metrics["clip_fraction"] = mean(float32(jnp.abs(ratios - 1.0) > epsilon))
     return loss, metrics
 
 
@@ -286,8 +235,8 @@ def value_fn_loss(
     Raises:
       ValueError: if shapes do not match.
     """
-    _check_rows(returns=returns, values=values)
-    _check_where(where, values.shape)
+    check_rows(returns=returns, values=values)
+    check_where(where, values.shape)
     returns, values = _included(where, (jax.lax.stop_gradient(returns), values))
     loss = masked_mean(_squared_error(returns, values), where, axis_name=axis_name)
     return loss, {"value_loss": loss}
@@ -313,7 +262,7 @@ def pc_loss(
       axis_name: mapped axis over which the caller averages.
 
     Returns:
-      The loss, float32 `[]`, and metric `pc_loss`.
+      The loss, float32 `[]`, and metric `pixel_control_loss`.
 
     Raises:
       ValueError: if structures or shapes do not match.
@@ -327,14 +276,14 @@ def pc_loss(
                 f"expected targets [N, h, w] and q [N, h, w, A], got {target.shape} and {values.shape}"
             )
         rows = values.shape[:-3]
-        _check_where(where, rows)
+        check_where(where, rows)
         action, target, values = _included(where, (*jax.lax.stop_gradient((action, target)), values))
         chosen = one_hot(action, (*rows, values.shape[-1]))
         # A product of matrices is up to five times as fast as a sum over so short an axis.
-        chosen_values = jnp.einsum("...hwa,...a->...hw", _float32(values), chosen, precision="highest")
-        errors = _float32(target) - chosen_values
+        chosen_values = jnp.einsum("...hwa,...a->...hw", float32(values), chosen, precision="highest")
+        errors = float32(target) - chosen_values
         loss += masked_mean(jnp.sum(jnp.square(errors), axis=(-2, -1)), where, axis_name=axis_name)
-    return loss, {"pc_loss": loss}
+    return loss, {"pixel_control_loss": loss}
 
 
 def rp_loss(
@@ -352,18 +301,18 @@ def rp_loss(
       axis_name: mapped axis over which the caller averages.
 
     Returns:
-      The loss, float32 `[]`, and metrics `rp_loss` and `rp_accuracy`.
+      The loss, float32 `[]`, and metrics `reward_prediction_loss` and `reward_prediction_accuracy`.
 
     Raises:
       ValueError: if shapes do not match.
     """
     rows = logits.shape[:-1]
-    _check_where(where, rows)
+    check_where(where, rows)
     targets, logits = _included(where, (jax.lax.stop_gradient(targets), logits))
     mean = functools.partial(masked_mean, where=where, axis_name=axis_name)
     loss = -mean(log_prob(logits, targets))
     hits = jnp.argmax(logits, axis=-1) == jnp.argmax(one_hot(targets, logits.shape), axis=-1)
-    return loss, {"rp_loss": loss, "rp_accuracy": mean(_float32(hits))}
+    return loss, {"reward_prediction_loss": loss, "reward_prediction_accuracy": mean(float32(hits))}
 
 
 def ae_loss(
@@ -396,7 +345,7 @@ def ae_loss(
                 f"expected equal shapes, got targets {target.shape}, reconstructions {reconstruction.shape}"
             )
         target, reconstruction = _included(where, (jax.lax.stop_gradient(target), reconstruction))
-        pixels = _float32(target) / 255.0 if target.dtype == jnp.uint8 else target
+        pixels = float32(target) / 255.0 if target.dtype == jnp.uint8 else target
         loss += masked_mean(_squared_error(pixels, reconstruction), where, axis_name=axis_name)
     return alpha * loss, {"reconstruction_loss": loss}
 
@@ -440,7 +389,7 @@ def beta_vae_loss(
             raise ValueError(
                 f"expected d_kl [N, latent] for targets [N, ...] {target.shape}, got {d_kl.shape}"
             )
-    kl = _float32(_included(where, d_kl))
+    kl = float32(_included(where, d_kl))
     kl = masked_mean(jnp.sum(kl, axis=-1) if kl_reduction == "sum" else kl, where, axis_name=axis_name)
     loss, metrics = ae_loss(targets, reconstructions, alpha=alpha, where=where, axis_name=axis_name)
     return loss + beta * kl, metrics | {"kl": kl}
@@ -476,16 +425,8 @@ def _check_old(
     return old_log_probs
 
 
-def _pmean(x: Array, axis_name: AxisName | None) -> Array:
-    return x if axis_name is None else jax.lax.pmean(x, axis_name)  # type: ignore[no-untyped-call]
-
-
 def _squared_error(target: Array, estimate: Array) -> Array:
-    return jnp.square(_float32(target) - _float32(estimate))
-
-
-def _float32(x: Array) -> Array:
-    return jnp.asarray(x, jnp.float32)
+    return jnp.square(float32(target) - float32(estimate))
 
 
 def _included(where: Array | None, tree: Any) -> Any:
@@ -494,18 +435,7 @@ def _included(where: Array | None, tree: Any) -> Any:
         return tree
 
     def leaf(x: Array) -> Array:
-        _check_where(where, x.shape[: where.ndim])
+        check_where(where, x.shape[: where.ndim])
         return jnp.where(jnp.expand_dims(where, range(where.ndim, x.ndim)), x, jnp.zeros_like(x))
 
     return jax.tree.map(leaf, tree)
-
-
-def _check_rows(**rows: Array) -> None:
-    shapes = {name: x.shape for name, x in rows.items()}
-    if len(set(shapes.values())) > 1:
-        raise ValueError(f"expected one shape [N], got {shapes}")
-
-
-def _check_where(where: Array | None, rows: tuple[int, ...]) -> None:
-    if where is not None and (where.shape != rows or where.dtype != jnp.bool_):
-        raise ValueError(f"expected where bool {rows}, got {where.dtype} {where.shape}")

@@ -306,7 +306,7 @@ def test_ppo_at_unchanged_parameters():
 def test_reward_prediction_accuracy():
     logits = jnp.array([[3.0, 0.0, 0.0], [0.0, 0.0, 3.0]])
     _, metrics = rp_loss(jnp.array([0, 1]), logits)
-    assert metrics["rp_accuracy"] == 0.5
+    assert metrics["reward_prediction_accuracy"] == 0.5
 
 
 def test_uint8_targets_are_pixels():

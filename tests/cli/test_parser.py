@@ -42,7 +42,9 @@ def spelled(value):
 )
 def test_an_option_takes_its_own_default(command, field):
     option = options.option_of(field.name)
-    words = [option] if field.default is True else [option, spelled(field.default)]
+    words = [option, spelled(field.default)]
+    if isinstance(field.default, bool):
+        words = [option if field.default else option.replace("--", "--no-", 1)]
     value = getattr(parse(*words, command=command), field.name)
     assert value == field.default
     assert type(value) is type(field.default)
