@@ -36,6 +36,7 @@ class Core(Protocol):
     The replay stores the whole state once per rollout and environment (`state_bytes` tells its size).
     `UnrealConfig.replay_state="zero"` stores none and starts every replayed window from `initial_state`.
 
+    >>> from btnn_jax.ops.linear_recurrence import linear_recurrence
     >>> class Average(nn.Module):  # the mean of all inputs of the episode so far
     ...     size: int
     ...     @nn.nowrap

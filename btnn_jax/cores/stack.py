@@ -25,6 +25,7 @@ class StackedCores(nn.Module):
     Attributes:
       cores: from the input to the output.
 
+    >>> import jax
     >>> from btnn_jax.cores import GRUNetwork, LRUNetwork
     >>> core, x = StackedCores((LRUNetwork((8,)), GRUNetwork((4,)))), jnp.zeros([5, 2, 3])
     >>> state = core.initial_state(2)
