@@ -67,6 +67,8 @@ def _draw_values(axes: Any, trials: Sequence[Trial], name: str, *, log: bool) ->
         places = np.array(values, float)
         if log:
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")  # the usual one writes formulas
+            axes.xaxis.set_minor_formatter("")
     else:
         labels = sorted({str(value) for value in values})
         places = np.array([labels.index(str(value)) for value in values], float)

@@ -274,7 +274,7 @@ def _run_program(
         resumed=_new_episodes(agent) if is_host(agent.env) else None,
     )
     say_on_interrupt(f"every checkpoint so far is kept; go on: btnn-jax train --resume {folder}")
-    with opened(agent.env):
+    with opened(agent.env, f"; go on from the newest checkpoint: btnn-jax train --resume {folder}"):
         outcome = run_loop(folder, program, seed=run.seed, reporter=reporter or make_reporter(), **loop)
     say_on_interrupt(f"the trained agent is kept; evaluate: btnn-jax evaluate {folder}")
     return RunResult(folder, run, *outcome)

@@ -45,8 +45,12 @@ def make_env(name: str, params: Mapping[str, Any]) -> AnyEnvironment:
 
 
 @contextlib.contextmanager
-def opened(env: AnyEnvironment) -> Iterator[None]:
+def opened(env: AnyEnvironment, hint: str = "") -> Iterator[None]:
     """Closes an environment of the host at the end of the block, and says what went wrong inside of it.
+
+    Args:
+      env: any environment.
+      hint: what the error says in the end.
 
     Raises:
       RunError: it raised, hung or gave what it must not give.
@@ -55,7 +59,7 @@ def opened(env: AnyEnvironment) -> Iterator[None]:
         yield
     except jax.errors.JaxRuntimeError as error:
         if failure := getattr(env, "failure", None):
-            raise RunError(failure) from error
+            raise RunError(failure + hint) from error
         raise
     finally:
         if envs.is_host(env):

@@ -271,7 +271,9 @@ def test_what_goes_wrong_is_one_line(where, what, message):
 
 def test_failing_environment_ends_a_run_in_one_line(tmp_path):
     env = envs.from_gymnasium(make_bad("step", lambda *given: throw(OSError("no emulator"))), name="bad")
-    with pytest.raises(RunError, match=r"^bad raised at step: OSError: no emulator$"):
+    with pytest.raises(
+        RunError, match=r"^bad raised at step: OSError: no emulator; go on from the newest .* --resume .*run$"
+    ):
         train(env, TINY, folder=tmp_path / "run")
     assert (tmp_path / "run" / "checkpoints").exists()
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from btnn_jax.cli.commands import main
-from btnn_jax.plots.sweep import plot_sweep
+from btnn_jax.plots.sweep import draw_sweep, plot_sweep
 from btnn_jax.runs import sweep as module
 from btnn_jax.runs.folder import RunError
 from btnn_jax.runs.sweep import Range, Trial, read_sweep, sweep, trials_csv
@@ -128,6 +128,10 @@ def test_damaged_trial_is_named(tmp_path):
 def test_picture_and_table(whole):
     folder, _ = whole
     assert plot_sweep(folder).stat().st_size > 10_000
+    (axes, *_) = draw_sweep(read_sweep(folder), log={"learning_rate"}).axes
+    axes.figure.draw_without_rendering()
+    assert [label.get_text() for label in axes.get_xticklabels(which="both") if "$" in label.get_text()] == []
+    assert "0.01" in [label.get_text() for label in axes.get_xticklabels()]
     assert trials_csv([]).startswith("score,")
     empty = folder / "empty"
     empty.mkdir()
