@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from btnn_jax.runs.acting import Agent, load_agent
     from btnn_jax.runs.agent import resume, train
     from btnn_jax.runs.autoencoder import load_autoencoder, resume_autoencoder, train_autoencoder
+    from btnn_jax.runs.export import export_agent
     from btnn_jax.training.autoencoder import make_autoencoder
     from btnn_jax.training.config import AutoencoderConfig, UnrealConfig
     from btnn_jax.training.evaluate import make_evaluate
@@ -72,6 +73,7 @@ _NAMES = {
     "ModulePolicy": "protocol",
     "UnrealConfig": "training.config",
     "UnrealPolicy": "policies",
+    "export_agent": "runs.export",
     "from_btgym": "interop",
     "load_agent": "runs.acting",
     "load_autoencoder": "runs.autoencoder",
@@ -99,6 +101,7 @@ __all__ = [
     "data",
     "encoders",
     "envs",
+    "export_agent",
     "from_btgym",
     "interop",
     "kernel_monitor",

@@ -31,6 +31,7 @@ __all__ = [
     "seed",
     "variation",
     "with_default",
+    "words",
 ]
 
 _NAMES = {"total_steps": "--steps", "layer_config": "--layers"}
@@ -189,6 +190,15 @@ def fractions(text: str) -> tuple[float, ...]:
     if max(values) > 1:
         raise argparse.ArgumentTypeError(f"must be at most 1, got {text}")
     return values
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Words with commas between them.
+
+    >>> words("cpu, cuda")
+    ('cpu', 'cuda')
+    """
+    return tuple(part.strip() for part in text.split(","))
 
 
 def assignment(text: str) -> tuple[str, Any]:

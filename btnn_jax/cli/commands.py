@@ -386,6 +386,18 @@ def _data(given: argparse.Namespace) -> int:
     return 0
 
 
+def _export(given: argparse.Namespace) -> int:
+    say_on_interrupt(f"{given.run} is as it was")
+    from btnn_jax.runs.export import PLATFORMS, export_agent
+
+    platforms = given.platforms or PLATFORMS
+    try:
+        print(export_agent(given.run, given.file, best=given.best, seed=given.seed, platforms=platforms))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return 0
+
+
 def _plot(given: argparse.Namespace) -> int:
     say_on_interrupt("the runs are as they were")
     from btnn_jax.runs.run import is_autoencoder_run
@@ -424,4 +436,5 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "data": _data,
     "envs": _envs,
     "sweep": _sweep,
+    "export": _export,
 }

@@ -82,6 +82,8 @@ def make_parser() -> options.Parser:
         help="of a trading run: commissions to trade at, in place of the one it learned with",
     )
 
+    _add_export(commands)
+
     plot = commands.add_parser(
         "plot",
         help="draw the learning curve and the losses of one or several runs, or what an autoencoder does",
@@ -97,6 +99,36 @@ def make_parser() -> options.Parser:
         "(default: curves.png in the first run's folder)",
     )
     return parser
+
+
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export",
+        help="write a trained agent into one file that acts without this library",
+        description="Write a run's agent into one file, a program of StableHLO with its parameters, that JAX runs "
+        "without this library; docs/deploy.md shows how.",
+        allow_abbrev=False,
+    )
+    export.add_argument("run", metavar="RUN", help="folder of the run")
+    export.add_argument("file", metavar="FILE", help="the file to write, such as agent.npz")
+    export.add_argument(
+        "--best",
+        action="store_true",
+        help="the checkpoint with the highest return in training rather than the newest",
+    )
+    export.add_argument(
+        "--seed",
+        type=options.seed,
+        metavar="N",
+        help="of several agents the one that was trained with this seed (default: the first)",
+    )
+    export.add_argument(
+        "--platforms",
+        type=options.words,
+        default=None,
+        metavar="X,X",
+        help=_("what the file is to run on", "cpu,cuda,tpu"),
+    )
 
 
 def _add_train(commands: Any) -> None:

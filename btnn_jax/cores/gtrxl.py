@@ -93,7 +93,7 @@ class _GTrXLLayer(nn.Module):
     def _attend(self, rows: Array, T: int, reach: Array) -> Array:
         """Attention of the last T of `rows` `[B, M + T, size]`, which are standardised inputs."""
         size, init, dtype = self.size, nn.initializers, rows.dtype
-        B, N, K = len(rows), self.heads, self.size // self.heads
+        B, N, K = rows.shape[0], self.heads, self.size // self.heads
 
         def weights(name: str, initializer: Callable, *shape: int) -> Array:
             return self.param(name, initializer, shape, self.param_dtype).astype(dtype)

@@ -82,7 +82,7 @@ class Agent:
         self, policy: Policy, params: PyTree, observation: PyTree, *, greedy: bool = True, seed: int = 0
     ) -> None:
         self.policy, self.params, self.greedy = policy, params, greedy
-        self._observation = observation
+        self.observation = observation
         self._key = key_of(seed, "acting")
         self._jitted = jax.jit(functools.partial(apply_step, policy))
         self.reset()
@@ -138,7 +138,7 @@ class Agent:
     def _apply(self, observation: PyTree, reward: Any, ended: Any) -> tuple[PolicyOutput, PyTree]:
         size = len(self._first)
         lead = () if self._single else (size,)
-        expected = jax.tree.map(lambda x: (*lead, *x.shape), self._observation)
+        expected = jax.tree.map(lambda x: (*lead, *x.shape), self.observation)
         found = jax.tree.map(np.shape, observation)
         if found != expected:
             raise ValueError(
@@ -148,7 +148,7 @@ class Agent:
             observation=jax.tree.map(
                 lambda x, spec: np.asarray(x, spec.dtype).reshape(size, *spec.shape),
                 observation,
-                self._observation,
+                self.observation,
             ),
             last_action=self._action,
             last_reward=jnp.broadcast_to(jnp.asarray(reward, jnp.float32), (size,)),

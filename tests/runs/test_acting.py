@@ -49,7 +49,7 @@ def test_it_plays_the_episodes_of_the_evaluation(trained):
 
 def test_several_environments_are_acted_in_as_each_alone(trained):
     agent = load_agent(trained.folder)
-    observations = np.random.default_rng(0).random((6, 3, *agent._observation.shape), np.float32)
+    observations = np.random.default_rng(0).random((6, 3, *agent.observation.shape), np.float32)
     rewards = np.random.default_rng(1).random((6, 3), np.float32)
     ended = np.zeros((6, 3), bool)
     ended[3, 1] = True
@@ -63,7 +63,7 @@ def test_several_environments_are_acted_in_as_each_alone(trained):
 
 def test_values_and_probabilities_leave_the_memory_as_it_is(trained):
     agent = load_agent(trained.folder, greedy=False, sample_seed=3)
-    observation = np.ones(agent._observation.shape, np.float32)
+    observation = np.ones(agent.observation.shape, np.float32)
     agent.act(observation)
     first, value = agent.probabilities(observation, 1.0), agent.value(observation, 1.0)
     np.testing.assert_array_equal(first, agent.probabilities(observation, 1.0))
@@ -76,7 +76,7 @@ def test_values_and_probabilities_leave_the_memory_as_it_is(trained):
 def test_sampled_actions_follow_the_probabilities(trained):
     agent = load_agent(trained.folder, greedy=False)
     agent.reset(4000)
-    observations = np.ones((4000, *agent._observation.shape), np.float32)
+    observations = np.ones((4000, *agent.observation.shape), np.float32)
     shares = np.bincount(agent.act(observations), minlength=3) / 4000
     agent.reset(1)
     np.testing.assert_allclose(shares, agent.probabilities(observations[:1])[0], atol=0.04)
