@@ -112,13 +112,13 @@ def test_it_exports_from_the_command_line_for_any_batch(run, tmp_path, capsys):
     path = tmp_path / "agent"
     assert cli.main(["export", str(run.folder), str(path), "--platforms", "cpu"]) == 0
     assert capsys.readouterr().out == f"{path}\n"
-    file = np.load(path)
-    about = json.loads(str(file["about"]))
-    program = jax.export.deserialize(bytearray(file["program"]))
+    with np.load(path) as file:
+        about = json.loads(str(file["about"]))
+        program = jax.export.deserialize(bytearray(file["program"]))
+        groups = {name.partition("/")[0] for name in file.files}
     assert (program.platforms, about["platforms"]) == (("cpu",), ["cpu"])
     assert about["inputs"]["observation"]["arrays"]["shape"][0] == "batch"
     assert [str(n) for n in program.out_avals[0].shape] == about["outputs"]["action"]["arrays"]["shape"]
-    groups = {name.partition("/")[0] for name in file.files}
     assert groups == {"program", "about", "parameters", "state"}
 
 
