@@ -120,7 +120,8 @@ def make_act(policy: Policy) -> Any:
     their probabilities and logits, the value and the next state. Parameters and state are dicts by the paths of their
     leaves.
     """
-    state_tree = jax.tree.structure(policy.initial_state(1))
+    initial = policy.initial_state(1)
+    state_tree, state_names = jax.tree.structure(initial), list(_by_path(initial))
 
     def act(
         parameters: dict[str, jax.Array],
@@ -135,7 +136,7 @@ def make_act(policy: Policy) -> Any:
             policy,
             _nested(parameters),
             AgentInput(observation, last_action, last_reward, reset),
-            jax.tree.unflatten(state_tree, list(state.values())),
+            jax.tree.unflatten(state_tree, [state[name] for name in state_names]),  # JAX sorts a dict's names
         )
         random = jax.random.wrap_key_data(key, impl="threefry2x32")
         logits = unfreeze(output.logits)
