@@ -39,11 +39,13 @@ class Task(NamedTuple):
 
     steps: int
     fields: dict[str, Any]
+    name: str | None = None  # of the environment; None for the task's
 
 
 ENVIRONMENTS = {
     "Breakout-MinAtar": Task(400_000, {}),
     "CartPole-v1": Task(200_000, {"pc_weight": 0.0}),
+    "CartPole-v1, short": Task(50_000, {"pc_weight": 0.0}, "CartPole-v1"),
 }
 AGENTS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -61,6 +63,7 @@ AGENTS: dict[str, dict[str, Any]] = {
     "rollouts of 16": {"rollout_length": 16},
     "rollouts of 64": {"rollout_length": 64},
     "32 environments": {"num_envs": 32},
+    "16 environments": {"num_envs": 16},
     "no memory": {"lstm": ()},
     "reward prediction .05": {"rp_weight": 0.05},
     "small tasks": SMALL_TASKS,
@@ -77,7 +80,7 @@ def run(environment: str, agent: str, seeds: range) -> dict[str, Any]:
     """Trains one agent with several seeds side by side and evaluates each."""
     task = ENVIRONMENTS[environment]
     config = UnrealConfig(total_steps=task.steps, **{**AGENTS[agent], **task.fields})
-    env = envs.make(environment)
+    env = envs.make(task.name or environment)
     init, step, _, policy = make_unreal(config, env)
     state = jax.jit(jax.vmap(lambda seed: init(jax.random.key(seed))))(jnp.arange(seeds.start, seeds.stop))
     block = max(1, config.num_updates // 40)
@@ -156,7 +159,7 @@ def report(rows: list[dict[str, Any]]) -> str:
     parts = [f"{head}<!-- tables -->\n"]
     for environment, task in ENVIRONMENTS.items():
         if any(row["environment"] == environment for row in rows):
-            parts.append(f"## {environment}, {task.steps:,} steps\n{table(environment, rows)}\n")
+            parts.append(f"## {task.name or environment}, {task.steps:,} steps\n{table(environment, rows)}\n")
     return "\n".join(parts)
 
 
