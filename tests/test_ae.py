@@ -10,7 +10,6 @@ import numpy as np
 import optax
 import pytest
 
-from btnn_jax import ae
 from btnn_jax.ae import (
     BetaVAEConv2D,
     ChannelWiseConv2DAutoencoder,
@@ -118,7 +117,7 @@ def test_large_images_are_resized_first_to_the_same_end(pad, monkeypatch):
     variables = init(module, x)
     answers = []
     for first in (True, False):
-        monkeypatch.setattr(ae, "fused_is_cheaper", lambda *shapes, first=first: first)
+        monkeypatch.setattr("btnn_jax.layers.fused_is_cheaper", lambda *shapes, first=first: first)
         answers.append(jax.jit(lambda v: module.apply(v, x).decoder_layers)(variables))
     assert_close(*answers)
 
