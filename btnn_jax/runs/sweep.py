@@ -14,6 +14,7 @@ import itertools
 import json
 import math
 import pathlib
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from btnn_jax._errors import first_line, import_extra
-from btnn_jax.envs.base import AnyEnvironment
+from btnn_jax.envs.base import Environment, is_host
 from btnn_jax.runs.folder import CONFIG, Folder, RunError, create_folder, locked, read_settings, write_text
 from btnn_jax.runs.keys import check_seeds
 from btnn_jax.runs.sources import make_env
@@ -63,8 +64,10 @@ class Trial(NamedTuple):
     """What came of one choice of values."""
 
     values: dict[str, Any]
-    score: float  # mean return over the seeds and the last updates that it made; -inf where it is not finite
-    scores: tuple[float, ...]  # that of each seed
+    score: (
+        float  # mean return over the seeds and the last updates that it made; -inf where no episode has ended
+    )
+    scores: tuple[float, ...]  # that of each seed; NaN where none of its episodes has ended
     steps: int  # environment steps that each seed made
     pruned: bool  # whether it was given up before its end
 
@@ -88,13 +91,13 @@ def sweep(
 
     Trials of a population that differ only in what may be traced (`Hyperparameters`) learn side by side in one program;
     any other field makes a program of its own. Each trial is judged by its mean return over the last tenth of its
-    updates, averaged over its seeds. A call with the same arguments goes on where an earlier one was stopped, and
+    updates, averaged over the seeds of which an episode has ended. A call with the same arguments goes on where an earlier one was stopped, and
     repeats at most the population that was under way.
 
     Args:
       env: a name that `btnn_jax.envs.make` knows.
       config: the values of all that is not searched.
-      space: fields of `UnrealConfig` and where to search: a `Range`, or a tuple of choices.
+      space: fields of `UnrealConfig` and where to search: a `Range` for a float, or a tuple of choices.
       folder: where to keep the search: a new one, an empty one, or that of the same search before.
       trials: how many to make in all; with "grid" at most as many as the grid has.
       population: trials between two questions to the sampler.
@@ -118,6 +121,8 @@ def sweep(
     _check(config, space, sampler, {"trials": trials, "population": population}, halvings)
     params = dict(env_params or {})
     environment = make_env(env, params)
+    if is_host(environment):
+        raise RunError(f"{env} is stepped on the host, and a population learns in one program on the device")
     settings = {
         "sweep": {
             name: list(where) if isinstance(where, Range) else {"choices": where}
@@ -132,19 +137,20 @@ def sweep(
     }
     path = _open_folder(pathlib.Path(folder), settings)
     with locked(path):
-        while (ended := len(read_sweep(path))) < trials:
-            asked = _ask(optuna, read_sweep(path), space, sampler, seed, min(population, trials - ended))
+        _drop_unfinished_line(path / TRIALS)
+        ended = read_sweep(path)
+        while len(ended) < trials:
+            asked = _ask(optuna, ended, space, sampler, seed, min(population, trials - len(ended)))
             if not asked:
                 break  # the grid has no more
             for group in _programs(asked, config):
                 for trial in _learn(group, environment, range(seed, seed + seeds), halvings, report):
                     _append(path, trial)
-            done = read_sweep(path)
-            write_text(path / TABLE, trials_csv(done))
-            report(
-                f"{len(done)} of {trials} trials; best return {done[0].score:.4g}: {_words(done[0].values)}"
-            )
-    return read_sweep(path)
+            ended = read_sweep(path)
+            write_text(path / TABLE, trials_csv(ended))
+            best = ended[0]
+            report(f"{len(ended)} of {trials} trials; best return {best.score:.4g}: {_words(best.values)}")
+    return ended
 
 
 def read_sweep(folder: Folder) -> list[Trial]:
@@ -154,12 +160,16 @@ def read_sweep(folder: Folder) -> list[Trial]:
       RunError: a line of the file is damaged.
     """
     path = pathlib.Path(folder) / TRIALS
+    # What follows the last line's end is a trial that a killed search was about to write.
+    lines = path.read_text("utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
     trials = []
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else (), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            values = {name: _tuples(value) for name, value in row["values"].items()}
-            trials.append(Trial(**{**row, "values": values, "scores": tuple(row["scores"])}))
+            row["values"] = {name: _tuples(value) for name, value in row["values"].items()}
+            row["score"] = -math.inf if row["score"] is None else float(row["score"])
+            row["scores"] = tuple(math.nan if x is None else float(x) for x in row["scores"])
+            trials.append(Trial(**row))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise RunError(f"{path}, line {number}, is not a trial: {first_line(error)}") from error
     return sorted(trials, key=lambda trial: (trial.pruned, -trial.score))
@@ -185,13 +195,15 @@ def trials_table(trials: Sequence[Trial], *, most: int = 10) -> str:
 def _check(
     config: UnrealConfig, space: Space, sampler: str, counts: Mapping[str, int], halvings: int
 ) -> None:
-    known = {field.name for field in dataclasses.fields(config)}
+    kinds = typing.get_type_hints(UnrealConfig)
     if not space:
         raise RunError("nothing to search: the space is empty")
     for name, where in space.items():
-        if name not in known:
+        if name not in kinds:
             raise RunError(f"the configuration has no field {name}")
         if isinstance(where, Range):
+            if kinds[name] not in (float, float | None):
+                raise RunError(f"{name}: a range is for a float, {name} needs choices")
             if not (math.isfinite(where.low) and math.isfinite(where.high) and where.low < where.high):
                 raise RunError(f"{name}: expected finite low < high, got {where.low:g} and {where.high:g}")
             if where.log and where.low <= 0:
@@ -201,7 +213,7 @@ def _check(
         elif not where:
             raise RunError(f"{name}: expected at least one choice")
         for value in where[:2] if isinstance(where, Range) else where:
-            changed: dict[str, Any] = {name: _cast(config, name, value)}
+            changed: dict[str, Any] = {name: value}
             try:
                 dataclasses.replace(config, **changed)
             except ValueError as error:
@@ -213,12 +225,6 @@ def _check(
             raise RunError(f"{name} must be at least 1, got {count}")
     if halvings < 0:
         raise RunError(f"halvings must be at least 0, got {halvings}")
-
-
-def _cast(config: UnrealConfig, name: str, value: Any) -> Any:
-    """A number of a range as the field's type has it."""
-    whole = isinstance(getattr(config, name), int) and not isinstance(getattr(config, name), bool)
-    return round(value) if whole and isinstance(value, float) else value
 
 
 def _open_folder(path: pathlib.Path, settings: dict[str, Any]) -> pathlib.Path:
@@ -251,13 +257,20 @@ def _ask(
     )
     study = optuna.create_study(direction="maximize", sampler=made)
     distributions = {name: _distribution(optuna, where) for name, where in space.items()}
+    states = optuna.trial.TrialState
     for trial in ended:
         params = {
             name: value if isinstance(space[name], Range) else space[name].index(value)
             for name, value in trial.values.items()
         }
         study.add_trial(
-            optuna.trial.create_trial(params=params, distributions=distributions, value=trial.score)
+            optuna.trial.create_trial(
+                state=states.PRUNED if trial.pruned else states.COMPLETE,
+                params=params,
+                distributions=distributions,
+                value=None if trial.pruned else trial.score,
+                intermediate_values={trial.steps: trial.score},
+            )
         )
     asked = [study.ask(distributions).params for _ in range(count)]
     return [
@@ -288,8 +301,7 @@ def _programs(
     """The trials in groups that one program serves, with the configuration that it is made of."""
     groups: dict[UnrealConfig, list[_Asked]] = {}
     for values in asked:
-        changed: dict[str, Any] = {name: _cast(config, name, x) for name, x in values.items()}
-        own = dataclasses.replace(config, **changed)
+        own = dataclasses.replace(config, **values)
         hyper = hyperparameters(own)
         groups.setdefault(_shared_program(own, config, values), []).append(_Asked(values, hyper))
     return list(groups.items())
@@ -305,7 +317,7 @@ def _shared_program(own: UnrealConfig, config: UnrealConfig, values: Mapping[str
 
 def _learn(
     group: tuple[UnrealConfig, list[_Asked]],
-    env: AnyEnvironment,
+    env: Environment,
     seeds: range,
     halvings: int,
     report: Callable[[str], None],
@@ -333,7 +345,7 @@ def _learn(
     def advance(state: TrainState, updates: int) -> tuple[TrainState, jax.Array]:
         def one(state: TrainState, _: None) -> tuple[TrainState, jax.Array]:
             state, metrics = jax.vmap(jax.vmap(step))(state)
-            return state, metrics["episode_return"]
+            return state, jnp.where(metrics["episode_length"] > 0, metrics["episode_return"], jnp.nan)
 
         return jax.lax.scan(one, state, length=updates)
 
@@ -342,9 +354,8 @@ def _learn(
     for end in ends:
         state, returns = advance(state, end - made)  # [updates, trials, seeds]
         made = end
-        judged = np.asarray(returns[-max(1, round(_SCORED * end)) :], np.float64).mean(axis=0)
-        score = judged.mean(axis=1)
-        score[~np.isfinite(score)] = -np.inf
+        scores = _scores(np.asarray(returns[-max(1, round(_SCORED * end)) :], np.float64))
+        score = np.array([_mean(row) for row in scores])
         order = np.argsort(-score, kind="stable")
         last = end == config.num_updates
         keep = np.sort(order[: 0 if last else -(-len(asked) // 2)])
@@ -352,7 +363,7 @@ def _learn(
             yield Trial(
                 values=asked[i].values,
                 score=float(score[i]),
-                scores=tuple(float(x) for x in judged[i]),
+                scores=tuple(scores[i].tolist()),
                 steps=made * config.steps_per_update,
                 pruned=not last,
             )
@@ -360,9 +371,37 @@ def _learn(
         state = jax.tree.map(lambda x, rows=keep: x[rows], state)
 
 
+def _scores(returns: np.ndarray) -> np.ndarray:
+    """Means over the updates `[updates, trials, seeds]` in which an episode had ended, NaN where there are none."""
+    ended = np.isfinite(returns)
+    count = ended.sum(axis=0)
+    return np.where(count > 0, np.where(ended, returns, 0).sum(axis=0) / np.maximum(count, 1), np.nan)
+
+
+def _mean(scores: np.ndarray) -> float:
+    """The mean over the seeds that have a score, -inf where none has."""
+    known = scores[np.isfinite(scores)]
+    return float(known.mean()) if known.size else -math.inf
+
+
 def _append(path: pathlib.Path, trial: Trial) -> None:
+    def readable(x: float) -> float | None:
+        return x if math.isfinite(x) else None
+
+    row = {
+        **trial._asdict(),
+        "score": readable(trial.score),
+        "scores": [readable(x) for x in trial.scores],
+    }
     with (path / TRIALS).open("a") as file:
-        file.write(json.dumps(trial._asdict()) + "\n")
+        file.write(json.dumps(row) + "\n")
+
+
+def _drop_unfinished_line(path: pathlib.Path) -> None:
+    """Takes off what follows the last line's end, where the next trial would be appended to it."""
+    text = path.read_text("utf-8", errors="replace") if path.exists() else ""
+    if text and not text.endswith("\n"):
+        write_text(path, text[: text.rfind("\n") + 1])
 
 
 def trials_csv(trials: Sequence[Trial]) -> str:

@@ -101,6 +101,7 @@ def test_tpe_asks_in_the_space(tmp_path):
         ({"learning_rate": Range(1e-2, 1e-3)}, {}, r"expected finite low < high, got 0.01 and 0.001"),
         ({"learning_rate": Range(0.0, 1e-3, log=True)}, {}, "must start above 0"),
         ({"learning_rate": Range(1e-4, 1e-3)}, {"sampler": "grid"}, "a grid needs choices"),
+        ({"rollout_length": Range(8, 32)}, {}, "a range is for a float, rollout_length needs choices"),
         ({"rollout_length": (8, 0)}, {}, "rollout_length"),
         ({"rollout_length": ()}, {}, "at least one choice"),
         (
@@ -153,11 +154,41 @@ def test_command(tmp_path, capsys):
     assert "did you mean learning_rate?" in capsys.readouterr().err
 
 
-def test_trial_that_diverges_is_the_worst(tmp_path):
-    rows = [
-        Trial({"a": 1}, float("-inf"), (float("nan"),), 10, False),
-        Trial({"a": 2}, 0.5, (0.5,), 10, False),
-    ]
-    for row in rows:
-        module._append(tmp_path, row)
-    assert [trial.values["a"] for trial in read_sweep(tmp_path)] == [2, 1]
+def test_trial_without_an_ended_episode_is_the_worst(tmp_path):
+    """Its metric is 0, which would beat every return below 0."""
+    returns = np.array([[[-5.0, np.nan], [np.nan, np.nan]], [[-3.0, np.nan], [np.nan, np.nan]]])
+    scores = module._scores(returns)
+    np.testing.assert_array_equal(scores, [[-4, np.nan], [np.nan, np.nan]])
+    assert [module._mean(row) for row in scores] == [-4, -np.inf]
+    for number, row in enumerate(scores[::-1]):
+        module._append(tmp_path, Trial({"a": number}, module._mean(row), tuple(row), 10, False))
+    first, second = read_sweep(tmp_path)
+    assert (first.values, first.score) == ({"a": 1}, -4)
+    assert (second.score, np.isnan(second.scores).all()) == (-np.inf, True)
+    assert "NaN" not in (tmp_path / "trials.jsonl").read_text()  # JSON has no such number
+
+
+def test_score_of_endless_episodes_is_none(tmp_path):
+    space = {"learning_rate": (0.01,)}
+    long = {"env_params": {"length": 10_000}}
+    (trial,) = sweep("probe-discount", TINY, space, folder=tmp_path / "s", sampler="grid", **long)
+    assert trial.score == -np.inf
+
+
+def test_line_that_a_kill_cut_is_dropped(whole, tmp_path):
+    folder, trials = whole
+    for name in ("config.json", "trials.jsonl"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    lines = (folder / "trials.jsonl").read_text()
+    (tmp_path / "trials.jsonl").write_text(lines + '{"values": {"lear')
+    assert read_sweep(tmp_path) == trials
+    assert learn(tmp_path, seeds=2) == trials  # nothing is left to do
+    assert (tmp_path / "trials.jsonl").read_text() == lines
+
+
+def test_environments_of_the_host_are_refused(tmp_path):
+    pytest.importorskip("gymnasium")
+    with pytest.raises(RunError, match="gymnasium:CartPole-v1 is stepped on the host"):
+        sweep(
+            "gymnasium:CartPole-v1", TINY, {"learning_rate": (0.01,)}, folder=tmp_path / "s", sampler="grid"
+        )
