@@ -21,6 +21,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from btnn_jax.ops.statistics import float32
+
 __all__ = [
     "discounted_returns",
     "gae",
@@ -59,11 +61,11 @@ def next_values(
     _check("values", values, values)
     if last_value.shape != values.shape[1:]:
         raise ValueError(f"expected last_value {values.shape[1:]}, got {last_value.shape}")
-    shifted = jnp.concatenate([_float32(values)[1:], _float32(last_value)[None]])
+    shifted = jnp.concatenate([float32(values)[1:], float32(last_value)[None]])
     if truncated is not None and final_values is not None:
         _check("final_values", final_values, values)
         _check_flags(values, truncated=truncated)
-        shifted = jnp.where(truncated, _float32(final_values), shifted)
+        shifted = jnp.where(truncated, float32(final_values), shifted)
     elif truncated is not None or final_values is not None:
         raise ValueError("expected truncated and final_values together, got one of them")
     return jax.lax.stop_gradient(shifted)
@@ -150,7 +152,7 @@ def n_step_returns(
     if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < 1:
         raise ValueError(f"n must be a whole number of at least 1, got {n!r}")
     _check_steps(rewards, next_values, terminated, truncated)
-    rewards, next_values = _float32(rewards), _float32(next_values)
+    rewards, next_values = float32(rewards), float32(next_values)
     discounts = _discounts(discount, terminated)
 
     def longer(_: int, returns: Array) -> Array:
@@ -191,7 +193,7 @@ def lambda_returns(
     _check_steps(rewards, next_values, terminated, truncated)
     discounts = _discounts(discount, terminated)
     mix = jnp.broadcast_to(_carried(lambda_, truncated), rewards.shape).at[-1].set(0.0)
-    gains = _float32(rewards) + _weighted(discounts * (1.0 - mix), next_values)
+    gains = float32(rewards) + _weighted(discounts * (1.0 - mix), next_values)
     return jax.lax.stop_gradient(_accumulate(gains, discounts * mix))
 
 
@@ -235,9 +237,9 @@ def gae(
     """
     _check_steps(rewards, next_values, terminated, truncated)
     _check("values", values, rewards)
-    values = _float32(values)
+    values = float32(values)
     discounts = _discounts(discount, terminated)
-    errors = _float32(rewards) + _weighted(discounts, next_values) - values
+    errors = float32(rewards) + _weighted(discounts, next_values) - values
     advantages = _accumulate(errors, discounts * _carried(lambda_, truncated))
     return jax.lax.stop_gradient((advantages, advantages + values))
 
@@ -286,8 +288,8 @@ def vtrace(
     _check_steps(rewards, next_values, terminated, truncated)
     _check("values", values, rewards)
     _check("log_ratios", log_ratios, rewards)
-    rewards, values, next_values = _float32(rewards), _float32(values), _float32(next_values)
-    ratios = jnp.exp(_float32(log_ratios))
+    rewards, values, next_values = float32(rewards), float32(values), float32(next_values)
+    ratios = jnp.exp(float32(log_ratios))
     rhos = jnp.minimum(ratios, _per_step(clip_rho, rewards))
     carried = _carried(lambda_, truncated) * jnp.minimum(ratios, _per_step(clip_c, rewards))
     discounts = _discounts(discount, terminated)
@@ -347,7 +349,7 @@ def reward_class(rewards: Array, threshold: ArrayLike = 0.0) -> Array:
     >>> reward_class(jnp.array([0.0, 2.0, -3.0]))
     Array([0, 1, 2], dtype=int32)
     """
-    rewards = _float32(rewards)
+    rewards = float32(rewards)
     return jnp.where(rewards > threshold, 1, jnp.where(-rewards > threshold, 2, 0)).astype(jnp.int32)
 
 
@@ -371,7 +373,7 @@ def _row(x: Array, t: ArrayLike) -> Array:
 
 def _weighted(weights: Array, values: Array) -> Array:
     """`weights * values`, 0 where the weight is: a value that is not used may be anything, even NaN."""
-    return jnp.where(weights == 0, 0.0, weights * _float32(values))
+    return jnp.where(weights == 0, 0.0, weights * float32(values))
 
 
 def _discounts(discount: ArrayLike, terminated: Array) -> Array:
@@ -386,7 +388,7 @@ def _carried(lambda_: ArrayLike, truncated: Array) -> Array:
 
 def _per_step(x: ArrayLike, like: Array) -> Array:
     """A scalar, or an array of the shape of `like`, from one that may lack trailing axes."""
-    x = _float32(x)
+    x = float32(x)
     if x.ndim == 0:
         return x
     if x.shape != like.shape[: x.ndim]:
@@ -396,10 +398,6 @@ def _per_step(x: ArrayLike, like: Array) -> Array:
 
 def _following(flags: Array) -> Array:
     return jnp.concatenate([flags[1:], jnp.zeros_like(flags[:1])])
-
-
-def _float32(x: ArrayLike) -> Array:
-    return jnp.asarray(x, jnp.float32)
 
 
 def _check_steps(rewards: Array, next_values: Array, terminated: Array, truncated: Array) -> None:

@@ -340,12 +340,9 @@ def _envs(given: argparse.Namespace) -> int:
     print(f"{'ours':<12}{len(envs.own_names()):>5}  {', '.join(envs.own_names())}")
     for name, suite in suites.items():
         try:
-            count = str(len(suite.names()))
+            print(f"{name:<12}{len(suite.names()):>5}  {suite.text}")
         except ModuleNotFoundError as error:
-            count = "-"
-            print(f"{name:<12}{count:>5}  {suite.text}; {error}")
-        else:
-            print(f"{name:<12}{count:>5}  {suite.text}")
+            print(f"{name:<12}{'-':>5}  {suite.text}; {error}")
     print("module:Class is an environment of your own")
     return 0
 

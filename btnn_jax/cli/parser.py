@@ -241,14 +241,7 @@ def _add_sweep(commands: Any) -> None:
         metavar="N",
         help=_("how often the worse half of a program's trials is given up on the way", 0),
     )
-    sweep.add_argument(
-        "--env-param",
-        metavar="NAME=VALUE",
-        action="append",
-        type=options.assignment,
-        dest="env_params",
-        help="parameter of the environment; may be repeated",
-    )
+    _add_env_param(sweep)
     options.add_fields(sweep, UnrealConfig)
 
 
@@ -263,6 +256,17 @@ def _add_data(commands: Any) -> None:
     data.add_argument("files", metavar="FILE", nargs="+", help="CSV, also gzipped, or Parquet")
     _add_data_option(data)
     data.add_argument("--plot", metavar="PICTURE", help="draw the prices into this file, .png or .pdf")
+
+
+def _add_env_param(parser: Any) -> None:
+    parser.add_argument(
+        "--env-param",
+        metavar="NAME=VALUE",
+        action="append",
+        type=options.assignment,
+        dest="env_params",
+        help="parameter of the environment; may be repeated",
+    )
 
 
 def _add_data_option(parser: Any) -> None:
@@ -287,14 +291,7 @@ def _add_training(commands: Any, name: str, what: str, words: str, folder: str) 
         argument_default=argparse.SUPPRESS,  # what is not given must be known, for --resume
         allow_abbrev=False,
     )
-    train.add_argument(
-        "--env-param",
-        metavar="NAME=VALUE",
-        action="append",
-        type=options.assignment,
-        dest="env_params",
-        help="parameter of the environment; may be repeated",
-    )
+    _add_env_param(train)
     _add_data_option(train)
     train.add_argument(
         "--seed", type=options.seed, metavar="N", help=_("the same seed gives the same run", 0)

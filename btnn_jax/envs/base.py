@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AnyEnvironment",
     "BatchedEnvironment",
+    "Described",
     "Environment",
     "HostEnvironment",
     "Registration",
@@ -53,13 +54,8 @@ class TimeStep(NamedTuple):
     final_observation: PyTree
 
 
-class Environment(Protocol):
-    """One environment as two pure functions; whoever wants many of them uses `jax.vmap`.
-
-    The state is a pytree of arrays whose shapes and dtypes never change: `jax.lax.scan` can carry it. `step` starts
-    the next episode itself, most simply by ending with `auto_reset`. `docs/examples/environment.py` is a whole one, and
-    `check_environment` tells what one of yours has got wrong.
-    """
+class Described(Protocol):
+    """What is known of an environment before it is made."""
 
     @property
     def name(self) -> str:
@@ -72,6 +68,15 @@ class Environment(Protocol):
     @property
     def action_depths(self) -> int | dict:
         """The number of actions, or a (nested) dict of them."""
+
+
+class Environment(Described, Protocol):
+    """One environment as two pure functions; `batched` makes many of it.
+
+    The state is a pytree of arrays whose shapes and dtypes never change: `jax.lax.scan` can carry it. `step` starts
+    the next episode itself, most simply by ending with `auto_reset`. `docs/examples/environment.py` is a whole one, and
+    `check_environment` tells what one of yours has got wrong.
+    """
 
     def reset(self, key: Array) -> tuple[PyTree, PyTree]:
         """Starts an episode: `(state, observation)`. The key is consumed."""
@@ -90,14 +95,6 @@ class BatchedEnvironment(Protocol):
     def num_envs(self) -> int:
         """How many there are."""
 
-    @property
-    def observation(self) -> PyTree:
-        """The structure of the observation of one of them, of `jax.ShapeDtypeStruct`."""
-
-    @property
-    def action_depths(self) -> int | dict:
-        """The number of actions, or a (nested) dict of them."""
-
     def reset(self, keys: Array) -> tuple[PyTree, PyTree]:
         """Starts an episode in each: `(state, observation)`. The keys `[num_envs]` are consumed."""
 
@@ -105,23 +102,11 @@ class BatchedEnvironment(Protocol):
         """Acts in each, and starts the next episode where one ended. The keys `[num_envs]` are consumed."""
 
 
-class HostEnvironment(Protocol):
+class HostEnvironment(Described, Protocol):
     """An environment that runs outside of the device and is made in batches; see `btnn_jax.envs.host`.
 
     Its state cannot be saved, so that a resumed run begins new episodes, and it cannot be vmapped or sharded.
     """
-
-    @property
-    def name(self) -> str:
-        """The name `btnn_jax.envs.make` knows it by."""
-
-    @property
-    def observation(self) -> PyTree:
-        """The observation's structure, of `jax.ShapeDtypeStruct`."""
-
-    @property
-    def action_depths(self) -> int | dict:
-        """The number of actions, or a (nested) dict of them."""
 
     def batch(self, num_envs: int, *, evaluation: bool = False) -> BatchedEnvironment:
         """Makes `num_envs` of them; for an evaluation with rewards and episodes as the task defines them."""
@@ -138,16 +123,6 @@ class Vmapped(NamedTuple):
 
     environment: Environment
     num_envs: int
-
-    @property
-    def observation(self) -> PyTree:
-        """The structure of one observation."""
-        return self.environment.observation
-
-    @property
-    def action_depths(self) -> int | dict:
-        """The number of actions, or a (nested) dict of them."""
-        return self.environment.action_depths
 
     def reset(self, keys: Array) -> tuple[PyTree, PyTree]:
         """See `BatchedEnvironment`."""

@@ -29,8 +29,8 @@ def gymnasium_names() -> tuple[str, ...]:
 def make_gymnasium(id: str, *, processes: bool = False, timeout: float = 60.0, **params: Any) -> HostPool:
     """Builds an environment of Gymnasium, which is stepped on the host.
 
-    Images stay uint8; other numbers become float32, choices one-hot. A tuple of observations or actions is a dict with
-    the keys "0", "1" and so on.
+    Images stay uint8; other numbers become float32, choices one-hot. A tuple of observations, and the choices of a
+    `MultiDiscrete` action, are a dict with the keys "0", "1" and so on.
 
     Args:
       id: as `gymnasium.make` takes it, such as `"CartPole-v1"`.
@@ -142,11 +142,8 @@ class _Vector:
 
     def __init__(self, vector: Any, spaces: _Spaces) -> None:
         modes = _import_gymnasium().vector.AutoresetMode
-        mode = vector.metadata.get("autoreset_mode", modes.NEXT_STEP)
         self._vector, self._spaces = vector, spaces
-        self._same_step = (
-            modes(mode) == modes.SAME_STEP if not isinstance(mode, modes) else mode == modes.SAME_STEP
-        )
+        self._same_step = modes(vector.metadata.get("autoreset_mode", modes.NEXT_STEP)) == modes.SAME_STEP
         self._first: PyTree = None  # of the episodes that the latest step began, in the mode SAME_STEP
 
     def reset(self, seeds: np.ndarray) -> PyTree:
@@ -196,9 +193,9 @@ def _observations(gymnasium: Any, name: str, space: Any) -> PyTree:
     if isinstance(space, spaces.MultiBinary):
         return _Leaf(jax.ShapeDtypeStruct(space.shape, jnp.bool_), _array(space.dtype, np.bool_))
     if isinstance(space, spaces.Discrete):
+        rows, start = np.eye(int(space.n), dtype=np.float32), int(space.start)
         return _Leaf(
-            jax.ShapeDtypeStruct((int(space.n),), jnp.float32),
-            lambda x: np.eye(int(space.n), dtype=np.float32)[np.asarray(x) - int(space.start)],
+            jax.ShapeDtypeStruct((int(space.n),), jnp.float32), lambda x: rows[np.asarray(x) - start]
         )
     raise ValueError(
         f"{name} has observations in {space!r}; known are Box, Discrete, MultiBinary, and Dict or Tuple of them"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -112,6 +113,7 @@ class HostPool:
         """Closes every batch; one that is used again is made anew."""
         for made in self._batches:
             made.close()
+        self.failure = None
 
 
 class HostBatch:
@@ -130,16 +132,6 @@ class HostBatch:
         self._envs: VectorEnvironment | None = None
         self._worker: _Worker | None = None
         self._calls = 0
-
-    @property
-    def observation(self) -> PyTree:
-        """The structure of one observation."""
-        return self._pool.observation
-
-    @property
-    def action_depths(self) -> Any:
-        """The number of actions, or a dict of them."""
-        return self._pool.action_depths
 
     def reset(self, keys: jax.Array) -> tuple[PyTree, PyTree]:
         """See `BatchedEnvironment`; makes the environments at the first call."""
@@ -175,7 +167,7 @@ class HostBatch:
         )
 
     def _reset(self, seeds: jax.Array) -> tuple[np.int32, PyTree]:
-        with _told(self._pool):
+        with _failures_kept(self._pool):
             if self._envs is None:
                 self._worker = _Worker()
                 self._envs = self._call("make", self._make)
@@ -184,7 +176,7 @@ class HostBatch:
             return np.int32(self._calls), self._checked("reset", observation)
 
     def _step(self, calls: jax.Array, action: PyTree) -> tuple[np.int32, TimeStep]:
-        with _told(self._pool):
+        with _failures_kept(self._pool):
             if self._envs is None or int(calls) != self._calls:
                 raise EnvironmentFailedError(f"{self._pool.name} was stepped from a state that it is not in")
             moved = self._call("step", self._envs.step, jax.tree.map(np.asarray, action))
@@ -217,7 +209,7 @@ class HostBatch:
             ) from error
         except BaseException as error:  # SystemExit of an environment ends the run, in order
             raise EnvironmentFailedError(
-                f"{self._pool.name} raised at {what}: {type(error).__name__}: {first_line(Exception(*error.args))}"
+                f"{self._pool.name} raised at {what}: {type(error).__name__}: {first_line(error)}"
             ) from error
 
     def _checked(self, what: str, observation: PyTree) -> PyTree:
@@ -254,19 +246,16 @@ class HostBatch:
         return array.astype(dtype)
 
 
-class _told:  # noqa: N801
+@contextlib.contextmanager
+def _failures_kept(pool: HostPool) -> Iterator[None]:
     """Keeps what goes wrong in a callback, of which XLA hands on a traceback as text."""
-
-    def __init__(self, pool: HostPool) -> None:
-        self._pool = pool
-
-    def __enter__(self) -> None:
-        if self._pool.failure is not None:
-            raise EnvironmentFailedError(self._pool.failure)
-
-    def __exit__(self, kind: Any, error: Exception | None, trace: Any) -> None:
-        if error is not None and self._pool.failure is None:
-            self._pool.failure = first_line(error)
+    if pool.failure is not None:
+        raise EnvironmentFailedError(pool.failure)
+    try:
+        yield
+    except Exception as error:
+        pool.failure = first_line(error)
+        raise
 
 
 class _Worker:

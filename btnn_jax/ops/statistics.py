@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 __all__ = ["AxisName", "check_rows", "check_where", "explained_variance", "float32", "masked_mean", "pmean"]
 
@@ -74,7 +75,7 @@ def pmean(x: Array, axis_name: AxisName | None) -> Array:
     return x if axis_name is None else jax.lax.pmean(x, axis_name)  # type: ignore[no-untyped-call]
 
 
-def float32(x: Array) -> Array:
+def float32(x: ArrayLike) -> Array:
     """`x` as a float32 array."""
     return jnp.asarray(x, jnp.float32)
 

@@ -271,7 +271,7 @@ def _run_program(
         score=lambda metrics: metrics.get("episode_return"),
         replicated=agent.replicated,
         act=None if is_host(agent.env) else agent.act,
-        resumed=_new_episodes(agent) if is_host(agent.env) else None,
+        resumed=_new_episodes(agent, run.seed) if is_host(agent.env) else None,
     )
     say_on_interrupt(f"every checkpoint so far is kept; go on: btnn-jax train --resume {folder}")
     with opened(agent.env, f"; go on from the newest checkpoint: btnn-jax train --resume {folder}"):
@@ -280,13 +280,15 @@ def _run_program(
     return RunResult(folder, run, *outcome)
 
 
-def _new_episodes(agent: BoundRun) -> Callable[[TrainState, int], TrainState]:
-    """What a restored state needs where the environments were not saved: episodes that begin anew."""
+def _new_episodes(agent: BoundRun, seed: int) -> Callable[[TrainState, int], TrainState]:
+    """What a restored state needs where the environments were not saved: episodes that begin anew.
 
-    def resumed(state: TrainState, start: int) -> TrainState:
-        fresh = jax.jit(agent.init)(
-            np.uint32(2**31 + start)
-        ).actors  # not the episodes that the run began with
+    They are neither those that the run began with nor those of a run of another seed.
+    """
+
+    def resumed(state: TrainState, update: int) -> TrainState:
+        other_seed = np.random.SeedSequence((seed, update)).generate_state(1)[0]
+        fresh = jax.jit(agent.init)(other_seed).actors
         kept = {name: getattr(state.actors, name) for name in ("last_return", "last_length")}
         return dataclasses.replace(state, actors=fresh._replace(**kept))
 

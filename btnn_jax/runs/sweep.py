@@ -91,8 +91,8 @@ def sweep(
 
     Trials of a population that differ only in what may be traced (`Hyperparameters`) learn side by side in one program;
     any other field makes a program of its own. Each trial is judged by its mean return over the last tenth of its
-    updates, averaged over the seeds of which an episode has ended. A call with the same arguments goes on where an earlier one was stopped, and
-    repeats at most the population that was under way.
+    updates, averaged over the seeds of which an episode has ended. A call with the same arguments goes on where an
+    earlier one was stopped, and repeats at most the population that was under way.
 
     Args:
       env: a name that `btnn_jax.envs.make` knows.

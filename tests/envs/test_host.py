@@ -1,5 +1,6 @@
 """Environments of the host: Gymnasium's in every autoreset mode, Atari, and what goes wrong in them."""
 
+import itertools
 import re
 import time
 
@@ -10,10 +11,12 @@ import pytest
 
 from btnn_jax import envs
 from btnn_jax.envs import batched
-from btnn_jax.runs.agent import resume, train
+from btnn_jax.runs.agent import _new_episodes, make_agent, resume, train
 from btnn_jax.runs.folder import RunError
+from btnn_jax.runs.run import Run
 from btnn_jax.runs.scores import score_run
 from btnn_jax.training.config import UnrealConfig
+from btnn_jax.training.evaluate import make_evaluate_random
 
 gymnasium = pytest.importorskip("gymnasium")
 MODES = list(gymnasium.vector.AutoresetMode)
@@ -415,3 +418,25 @@ def test_evaluation_counts_whole_games():
     env.close()
     assert 10 < life < 40
     assert game > 4 * life  # five lives
+
+
+def test_scores_are_of_whole_games():
+    pytest.importorskip("ale_py")
+    env = envs.make("ale:breakout", size=42, noop_max=0)
+    played = jax.jit(make_evaluate_random(env, num_episodes=4, max_steps=400))(jax.random.key(0))
+    env.close()
+    assert np.mean(played.lengths) > 100  # a life of random actions lasts about 35 steps
+
+
+def test_resumed_runs_of_two_seeds_begin_with_other_episodes():
+    def first(seed, update):
+        agent = make_agent(Run("gymnasium:CartPole-v1", TINY, seed))
+        state = jax.jit(agent.init)(np.uint32(seed))
+        again = _new_episodes(agent, seed)(state, update)
+        agent.env.close()
+        assert np.all(again.actors.inputs.reset)
+        return np.asarray(again.actors.inputs.observation)
+
+    starts = [first(*point) for point in [(0, 3), (1, 3), (0, 4)]]
+    assert all(np.all(a != b) for a, b in itertools.combinations(starts, 2))
+    np.testing.assert_array_equal(starts[0], first(0, 3))

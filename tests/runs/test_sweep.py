@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -44,13 +45,12 @@ def test_trials_are_in_their_space_and_sorted(whole):
 
 
 def test_traced_values_are_those_of_their_own_configuration(whole, tmp_path):
-    """A trial in a population scores what it scores alone."""
+    """A trial in a population scores what its configuration scores where nothing is traced."""
     _, trials = whole
-    values = trials[0].values
-    alone = learn(
-        tmp_path / "alone", {name: (value,) for name, value in values.items()}, sampler="grid", seeds=2
-    )
-    np.testing.assert_allclose(alone[0].scores, trials[0].scores, rtol=1e-5)
+    config = dataclasses.replace(TINY, **trials[0].values)
+    space = {"discount": (TINY.discount,)}
+    (alone,) = sweep("probe-action", config, space, folder=tmp_path / "alone", sampler="grid", seeds=2)
+    np.testing.assert_allclose(alone.scores, trials[0].scores, rtol=1e-5)
 
 
 def test_search_goes_on_after_a_kill(tmp_path, monkeypatch):
