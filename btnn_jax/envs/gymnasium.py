@@ -207,7 +207,7 @@ def _array(given: np.dtype, dtype: Any) -> Callable[[Any], np.ndarray]:
 
     def convert(x: Any) -> np.ndarray:
         array = np.asarray(x)
-        return array.astype(dtype) if np.can_cast(array.dtype, given, "same_kind") else array
+        return array.astype(dtype, copy=False) if np.can_cast(array.dtype, given, "same_kind") else array
 
     return convert
 

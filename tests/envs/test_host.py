@@ -29,7 +29,7 @@ TINY = UnrealConfig(
 class Counter(gymnasium.Env):
     """Observes [episode, time]; episode e terminates after e + 2 steps, every third is truncated there."""
 
-    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space = gymnasium.spaces.Discrete(3, start=5)
 
     def __init__(self):
@@ -48,7 +48,7 @@ class Counter(gymnasium.Env):
         return self._see(), float(10 * self.episode + self.time), over and not cut, over and cut, {}
 
     def _see(self):
-        return np.array([self.episode, self.time], np.float64)
+        return np.array([self.episode, self.time], np.float32)
 
 
 def roll(env, num_envs, length, seed=0):
@@ -70,9 +70,10 @@ def roll(env, num_envs, length, seed=0):
     return jax.tree.map(np.asarray, jax.jit(run)(jax.random.key(seed)))
 
 
+@pytest.mark.parametrize("copy", [True, False], ids=["copies", "one memory"])
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
-def test_every_autoreset_mode_gives_the_same_steps(mode):
-    vector = gymnasium.vector.SyncVectorEnv([Counter] * 2, autoreset_mode=mode)
+def test_every_autoreset_mode_gives_the_same_steps(mode, copy):
+    vector = gymnasium.vector.SyncVectorEnv([Counter] * 2, autoreset_mode=mode, copy=copy)
     env = envs.from_gymnasium(vector)
     assert (env.name, env.action_depths) == ("SyncVectorEnv", 3)
     first, (action, step) = roll(env, 2, 12)
@@ -121,6 +122,20 @@ def test_cart_pole_equals_the_environment_driven_by_hand():
                 by_hand.reset(seed=0)
                 by_hand.unwrapped.state = step.observation[t, i].astype(np.float64)
     env.close()
+
+
+def test_end_at_the_time_limit_is_an_end():
+    class Both(Counter):
+        def step(self, action):
+            *moved, terminated, truncated, info = super().step(action)
+            over = terminated or truncated
+            return *moved, over, over, info
+
+    env = envs.from_gymnasium(Both)
+    _, (_, step) = roll(env, 1, 12)
+    env.close()
+    np.testing.assert_array_equal(np.flatnonzero(step.terminated), [1, 4, 8])
+    assert not step.truncated.any()
 
 
 def test_seeds_decide_the_episodes():
